@@ -1,0 +1,1 @@
+"""KuiperLLM: a large-language-model inference framework, written from scratch in Python."""

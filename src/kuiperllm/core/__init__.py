@@ -1,0 +1,1 @@
+"""Devices, memory, data types and tensors. No mathematics lives here."""
