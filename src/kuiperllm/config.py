@@ -7,13 +7,13 @@ other module reads.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from reprlib import repr as brief
 from typing import Any, Literal
 
 from kuiperllm.errors import ConfigError, SamplingError, UnsupportedError, UsageError
@@ -22,6 +22,7 @@ from kuiperllm.errors import ConfigError, SamplingError, UnsupportedError, Usage
 # them overflows or makes a loop endless.
 MAX_LAYERS = 4096
 MAX_DIMENSION = 1 << 24
+MAX_NUMBER = 1e300
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -80,6 +81,9 @@ class RopeScaling:
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    freq_factors: tuple[float, ...] | None = None
+    """Only with `llama3`: head_dim / 2 divisors, one per frequency, that replace the rule and its factors.
+    GGUF files hold the result of the rule (tensor `rope_freqs.weight`) and not its parameters."""
 
     @classmethod
     def from_hf(cls, raw: object, *, max_position_embeddings: int, where: str) -> RopeScaling:
@@ -92,11 +96,11 @@ class RopeScaling:
         if raw is None:
             return cls()
         if not isinstance(raw, Mapping):
-            raise ConfigError(f"{where}: rope_scaling must be an object, not {raw!r}")
+            raise ConfigError(f"{where}: rope_scaling must be an object, not {brief(raw)}")
         kind = raw.get("rope_type", raw.get("type", "default"))
         if kind not in ROPE_TYPES:
             raise UnsupportedError(
-                f"{where}: rope scaling {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
+                f"{where}: rope scaling {brief(kind)} is not supported; supported: {', '.join(ROPE_TYPES)}"
             )
         if kind == "default":
             return cls()
@@ -113,6 +117,7 @@ class RopeScaling:
             beta_fast=read.number("beta_fast", default=32.0, low=1e-6),
             beta_slow=read.number("beta_slow", default=1.0, low=1e-6),
             attention_factor=None if attention_factor is None else read.number("attention_factor", low=0.0),
+            freq_factors=read.divisors("freq_factors"),
         )
         if kind == "llama3" and scaling.high_freq_factor <= scaling.low_freq_factor:
             raise ConfigError(f"{where}: rope_scaling.high_freq_factor must be above low_freq_factor")
@@ -169,15 +174,17 @@ class ModelConfig:
         if not isinstance(model_type, str) or not model_type:
             raise ConfigError(f"{where}: model_type is missing")
         if (act := raw.get("hidden_act", "silu")) not in ("silu", "swish"):
-            raise UnsupportedError(f"{where}: hidden_act {act!r} is not supported; supported: silu")
+            raise UnsupportedError(f"{where}: hidden_act {brief(act)} is not supported; supported: silu")
         if raw.get("use_sliding_window"):
             raise UnsupportedError(f"{where}: use_sliding_window=true is not supported; full attention is")
         if (pretraining_tp := raw.get("pretraining_tp", 1)) not in (0, 1, None):
-            raise UnsupportedError(f"{where}: pretraining_tp={pretraining_tp!r} is not supported; only 1 is")
+            raise UnsupportedError(
+                f"{where}: pretraining_tp={brief(pretraining_tp)} is not supported; only 1 is"
+            )
         hidden_size = read.integer("hidden_size", low=1, high=MAX_DIMENSION)
         heads = read.integer("num_attention_heads", low=1, high=65536)
         max_positions = read.integer("max_position_embeddings", default=2048, low=1, high=1 << 30)
-        # transformers 5 writes rope_parameters {rope_type, rope_theta, ...}; before: rope_theta + rope_scaling
+        # transformers 5 writes rope_parameters {rope_type, rope_theta, ...}, before: rope_theta, rope_scaling
         rope = raw.get("rope_parameters") or raw.get("rope_scaling")
         theta_from = rope if isinstance(rope, Mapping) and "rope_theta" in rope else raw
         config = cls(
@@ -248,10 +255,11 @@ class _Reader:
             if default is None:
                 raise ConfigError(f"{self.where}: {name} is missing")
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise ConfigError(f"{self.where}: {name} must be a whole number, not {value!r}")
+        fraction = isinstance(value, float) and not value.is_integer()  # infinity and NaN are fractions here
+        if isinstance(value, bool) or not isinstance(value, int | float) or fraction:
+            raise ConfigError(f"{self.where}: {name} must be a whole number, not {brief(value)}")
         if not low <= value <= high:
-            raise ConfigError(f"{self.where}: {name}={value} is outside {low} to {high}")
+            raise ConfigError(f"{self.where}: {name}={brief(value)} is outside {low} to {high}")
         return int(value)
 
     def number(self, name: str, *, default: float | None = None, low: float) -> float:
@@ -260,8 +268,9 @@ class _Reader:
             if default is None:
                 raise ConfigError(f"{self.where}: {name} is missing")
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ConfigError(f"{self.where}: {name} must be a finite number, not {value!r}")
+        known = isinstance(value, int | float) and not isinstance(value, bool)
+        if not known or not -MAX_NUMBER <= value <= MAX_NUMBER:  # also refuses NaN
+            raise ConfigError(f"{self.where}: {name} must be a finite number, not {brief(value)}")
         if value < low:
             raise ConfigError(f"{self.where}: {name}={value} is below {low}")
         return float(value)
@@ -269,14 +278,26 @@ class _Reader:
     def boolean(self, name: str, *, default: bool | None = None) -> bool:
         value = self.raw.get(name, default)
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.where}: {name} must be true or false, not {value!r}")
+            raise ConfigError(f"{self.where}: {name} must be true or false, not {brief(value)}")
         return value
+
+    def divisors(self, name: str) -> tuple[float, ...] | None:
+        value = self.raw.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(v, int | float) and 0 < v <= MAX_NUMBER for v in value
+        ):
+            raise ConfigError(f"{self.where}: {name} must be a list of numbers above 0, not {brief(value)}")
+        return tuple(float(v) for v in value)
 
     def token_ids(self, name: str) -> tuple[int, ...]:
         value = self.raw.get(name)
         ids = [] if value is None else value if isinstance(value, list) else [value]
         if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
-            raise ConfigError(f"{self.where}: {name} must be a token id or a list of them, not {value!r}")
+            raise ConfigError(
+                f"{self.where}: {name} must be a token id or a list of them, not {brief(value)}"
+            )
         return tuple(i for i in ids if i >= 0)
 
 
