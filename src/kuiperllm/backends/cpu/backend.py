@@ -1,0 +1,78 @@
+"""The CPU as a device: work is done when the call returns, and addresses are plain pointers."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+
+from kuiperllm.backends.cpu.memory import HostMemory
+from kuiperllm.core.device import Backend, CopyKind, Graph
+from kuiperllm.errors import DeviceError
+
+
+class CpuBackend(Backend):
+    """The host's processors and memory."""
+
+    name = "cpu"
+
+    def __init__(self) -> None:
+        self.source = HostMemory()
+
+    def copy(self, dst_address: int, src_address: int, nbytes: int, kind: CopyKind) -> None:
+        """Copy bytes within the host's memory; they may overlap.
+
+        Raises:
+            DeviceError: one end is not on the host.
+        """
+        if kind is not CopyKind.host_to_host:
+            raise DeviceError(f"the CPU back end cannot copy {kind.value}: the other device has to")
+        ctypes.memmove(dst_address, src_address, nbytes)
+
+    def copy_strided(
+        self,
+        dst_address: int,
+        dst_strides: Sequence[int],
+        src_address: int,
+        src_strides: Sequence[int],
+        shape: Sequence[int],
+        itemsize: int,
+    ) -> None:
+        """Copy elements between two strided views; they may overlap."""
+        dst = np.asarray(_RawArray(dst_address, dst_strides, shape, itemsize))
+        np.copyto(dst, np.asarray(_RawArray(src_address, src_strides, shape, itemsize)))
+
+    def fill(self, address: int, byte: int, nbytes: int) -> None:
+        """Set `nbytes` bytes to `byte`."""
+        ctypes.memset(address, byte, nbytes)
+
+    def synchronize(self) -> None:
+        """Return: every call was done when it returned."""
+
+    def capture(self) -> AbstractContextManager[Graph]:
+        """Record the kernels called inside the `with` block."""
+        from kuiperllm.backends.cpu.team import capture
+
+        return capture()
+
+    @property
+    def properties(self) -> Mapping[str, object]:
+        """Architecture and number of logical processors."""
+        return {"architecture": platform.machine(), "logical_processors": os.cpu_count() or 1}
+
+
+class _RawArray:
+    """Shows bare memory to NumPy as an array of unsigned integers (NumPy's array interface, version 3)."""
+
+    def __init__(self, address: int, strides: Sequence[int], shape: Sequence[int], itemsize: int) -> None:
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": f"=u{itemsize}",
+            "data": (address, False),
+            "shape": tuple(shape),
+            "strides": tuple(stride * itemsize for stride in strides),
+        }

@@ -1,0 +1,199 @@
+"""Devices and what a back end must offer to be one.
+
+`Device("cpu")` finds the package `kuiperllm.backends.cpu` by name and asks it for a `Backend`. That is the
+one place where a lower layer reaches a higher one.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar
+
+from kuiperllm.core.memory import Allocator, CopyKind, MemoryInfo, MemorySource
+from kuiperllm.errors import DeviceError
+
+__all__ = ["Backend", "CopyKind", "Device", "Graph", "MemoryInfo"]
+
+_BACKENDS = "kuiperllm.backends"
+
+
+class Graph(ABC):
+    """Work that was captured once and can be queued again as a whole."""
+
+    @abstractmethod
+    def replay(self) -> None:
+        """Queue the captured work again, on the same memory."""
+
+
+class Backend(ABC):
+    """What one device can do without knowing any tensor: memory, copies, waiting, capturing.
+
+    Work is queued in the order of the calls. Copies to the host are complete when `copy` returns; after any
+    copy the source may be overwritten.
+    """
+
+    name: str
+    """The name of the package, such as "cpu"."""
+    source: MemorySource
+    """Where the device's memory comes from."""
+
+    @abstractmethod
+    def copy(self, dst_address: int, src_address: int, nbytes: int, kind: CopyKind) -> None:
+        """Copy bytes; of two devices, the one that is not the host does the work. They may overlap.
+
+        Raises:
+            DeviceError: this back end cannot copy in that direction.
+        """
+
+    @abstractmethod
+    def copy_strided(
+        self,
+        dst_address: int,
+        dst_strides: Sequence[int],
+        src_address: int,
+        src_strides: Sequence[int],
+        shape: Sequence[int],
+        itemsize: int,
+    ) -> None:
+        """Copy elements of 1, 2, 4 or 8 bytes within this device; strides count elements, 0 repeats."""
+
+    @abstractmethod
+    def fill(self, address: int, byte: int, nbytes: int) -> None:
+        """Set `nbytes` bytes to `byte`."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until all queued work is done.
+
+        Raises:
+            DeviceError: some of it failed.
+        """
+
+    @abstractmethod
+    def capture(self) -> AbstractContextManager[Graph]:
+        """Record the work queued inside the `with` block; see `Device.capture`."""
+
+    @property
+    @abstractmethod
+    def properties(self) -> Mapping[str, object]:
+        """Facts about the device for people: name, number of cores and the like."""
+
+
+class Device:
+    """A place where tensors live and operators run.
+
+    `Device("cpu")`, `Device("cuda:0")`; `Device("cuda")` is its first, and `Device("auto")` is "cuda:0" if
+    there is one and "cpu" otherwise. There is one object for each device, so `is` compares them.
+
+    Raises:
+        DeviceError: there is no such device; the message lists those there are.
+    """
+
+    __slots__ = ("__weakref__", "_allocator", "_name", "backend", "index", "is_host", "type")
+
+    _known: ClassVar[dict[str, Device]] = {}
+    _lock: ClassVar[threading.RLock] = threading.RLock()
+
+    type: str
+    index: int
+    is_host: bool
+    backend: Backend
+    _name: str
+    _allocator: Allocator
+
+    def __new__(cls, name: str | Device = "cpu") -> Device:
+        """The device of this name: always the same object."""
+        if isinstance(name, Device):
+            return name
+        found = cls._known.get(name)
+        return found if found is not None else cls._find(name)
+
+    @classmethod
+    def _find(cls, name: str) -> Device:
+        if name == "auto":
+            return cls._auto()
+        match = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", name) if isinstance(name, str) else None
+        if match is None:
+            raise DeviceError(f'unknown device {name!r}; devices are {_device_list()} and "auto"')
+        kind, index = match[1], int(match[2] or 0)
+        canonical = "cpu" if (kind, index) == ("cpu", 0) else f"{kind}:{index}"
+        with cls._lock:
+            device = cls._known.get(canonical)
+            if device is None:
+                device = cls._make(kind, index, canonical)
+            # Remember the spelling as well ("cuda" for "cuda:0"), so that the next look-up is a plain one.
+            cls._known[canonical] = cls._known[name] = device
+        return device
+
+    @classmethod
+    def _auto(cls) -> Device:
+        if "cuda" in _backend_names():
+            try:
+                return cls("cuda:0")
+            except DeviceError:
+                pass
+        return cls("cpu")
+
+    @classmethod
+    def _make(cls, kind: str, index: int, name: str) -> Device:
+        if kind not in _backend_names():
+            if kind == "cuda":
+                raise DeviceError(
+                    f"device {name!r}: the CUDA back end is not part of this version; use {_device_list()}"
+                )
+            raise DeviceError(f'unknown device {name!r}; devices are {_device_list()} and "auto"')
+        device = super().__new__(cls)
+        device.type = kind
+        device.index = index
+        device.is_host = kind == "cpu"
+        device._name = name
+        device.backend = importlib.import_module(f"{_BACKENDS}.{kind}").create(index)
+        device._allocator = Allocator(device.backend.source, device)
+        return device
+
+    @property
+    def allocator(self) -> Allocator:
+        """The pool that the memory of this device's tensors comes from."""
+        return self._allocator
+
+    def memory_info(self) -> MemoryInfo:
+        """The free and the total memory of the device, in bytes; what the pool caches is not free."""
+        return self.backend.source.info()
+
+    def synchronize(self) -> None:
+        """Wait until all work queued on the device is done."""
+        self.backend.synchronize()
+
+    def capture(self) -> AbstractContextManager[Graph]:
+        """Record the operators called inside the `with` block into a graph that can be replayed.
+
+        The graph works on the memory that the block used: change inputs in place, then `replay()`.
+        """
+        return self.backend.capture()
+
+    def __str__(self) -> str:
+        return self._name
+
+    def __repr__(self) -> str:
+        return f"Device({self._name!r})"
+
+    def __reduce__(self) -> tuple[Callable[[str], Device], tuple[str]]:
+        return Device, (self._name,)
+
+
+def _backend_names() -> list[str]:
+    """The back ends of this version: the packages in `kuiperllm.backends`."""
+    spec = importlib.util.find_spec(_BACKENDS)
+    paths = spec.submodule_search_locations if spec is not None else None
+    return sorted(module.name for module in pkgutil.iter_modules(paths) if module.ispkg)
+
+
+def _device_list() -> str:
+    return ", ".join(f'"{name}"' if name == "cpu" else f'"{name}:0"' for name in _backend_names())
