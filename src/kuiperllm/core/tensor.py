@@ -69,7 +69,7 @@ class Tensor:
         first, last = layout.extent(self.shape, self.strides)
         if offset < 0 or offset + first * itemsize < 0 or offset + (last + 1) * itemsize > buffer.nbytes:
             raise ShapeError(
-                f"shape {list(self.shape)}, strides {list(self.strides)}, dtype {self.dtype}, offset {offset}: "
+                f"shape {list(self.shape)}, strides {list(self.strides)}, {self.dtype}, offset {offset}: "
                 f"reaches outside a buffer of {buffer.nbytes} bytes"
             )
 
