@@ -71,5 +71,9 @@ class MemoryLifetimeError(KuiperError):
     """Memory was used after its owner released it."""
 
 
+class DLPackError(KuiperError, BufferError):
+    """Memory cannot be exchanged with another library in the way that was asked for."""
+
+
 class KernelError(KuiperError):
     """A kernel could not be compiled or loaded, or there is none for these operands."""

@@ -43,6 +43,8 @@ class Backend(ABC):
     """The name of the package, such as "cpu"."""
     source: MemorySource
     """Where the device's memory comes from."""
+    stream_handle: int | None = None
+    """The queue of the device as DLPack numbers it; None where work is done when a call returns."""
 
     @abstractmethod
     def copy(self, dst_address: int, src_address: int, nbytes: int, kind: CopyKind) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from kuiperllm.core import layout
 from kuiperllm.core.device import Device
@@ -16,7 +15,11 @@ from kuiperllm.core.layout import Index, Shape
 from kuiperllm.core.memory import Buffer
 from kuiperllm.errors import DTypeError, ShapeError, UsageError
 
-Array = npt.NDArray[Any]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Array = npt.NDArray[Any]
+
 
 _ITEMSIZE = {dtype: dtype.itemsize for dtype in DType}
 
@@ -150,6 +153,19 @@ class Tensor:
         address, nbytes = array.ctypes.data + first * array.itemsize, (last + 1 - first) * array.itemsize
         buffer = Buffer.wrap(array, address, nbytes, Device("cpu"), writable=array.flags.writeable)
         return _view(buffer, dtype, array.shape, strides, -first * array.itemsize)
+
+    @classmethod
+    def from_dlpack(cls, obj: Any) -> Tensor:
+        """A tensor on the memory of another library's tensor, which is kept alive; nothing is copied.
+
+        Raises:
+            DLPackError: the object does not support DLPack, or not a version that is known here.
+            DTypeError: its type is not one of `DType`.
+            DeviceError: it lives on a device that is not known here.
+        """
+        from kuiperllm.core import dlpack
+
+        return dlpack.from_object(obj)
 
     # --- what it is ---------------------------------------------------------------------------------------
 
@@ -402,6 +418,28 @@ class Tensor:
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> Array:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
+
+    def __dlpack__(
+        self,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> object:
+        """A DLPack capsule on this memory (Python array API standard).
+
+        Raises:
+            DLPackError: a copy is needed but forbidden, or the tensor is read-only and the consumer too old
+                to know about that.
+        """
+        from kuiperllm.core import dlpack
+
+        return dlpack.to_capsule(self, stream, max_version, dl_device, copy)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from kuiperllm.core import dlpack
+
+        return dlpack.device_of(self)
 
     def item(self) -> int | float:
         """The only element as a Python number.
