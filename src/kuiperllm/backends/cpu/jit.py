@@ -1,0 +1,260 @@
+"""Compiles kernels written in Python to machine code, once per processor, and keeps them on disk.
+
+A kernel is a Python function over raw pointers and sizes (see `simd.py` for the vocabulary) that handles
+the work items `begin <= i < end`. Numba turns it into LLVM code, LLVM into an object file for the present
+`Target`, and the object goes into the user's cache folder under a key made of source, template parameters,
+versions and target. A later process maps the object with llvmlite alone: it does not import Numba, and a
+kernel is ready in about a millisecond. This mirrors the CUDA back end, where NVRTC makes cubins.
+
+Cache entries carry a checksum, are written under a temporary name and renamed, and are named by their key,
+so any number of processes may fill the cache at once, and a damaged entry is simply built again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib
+import importlib.metadata
+import logging
+import os
+import re
+import struct
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from kuiperllm.backends.cpu.features import Target, target
+from kuiperllm.config import settings
+from kuiperllm.errors import KernelError
+
+log = logging.getLogger(__name__)
+
+_MAGIC = b"KUIPEROBJ1"
+_HEADER = struct.Struct("<10s32s32sHI")  # magic, SHA-256 of the rest, symbol-safe digest, format length, size
+
+# What compiled code may call: LLVM lowers fills and copies to these. Anything else would be unresolved when
+# the object is loaded without Numba, and LLVM ends the process over that.
+_ALLOWED_SYMBOLS = frozenset({"memset", "memcpy", "memmove", "sched_yield"})
+
+_VOCABULARY = ("simd", "amx", "atomics", "unroll", "compiler")  # what kernel modules are written in
+
+_SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
+_RESULT = ctypes.addressof(_RESULT_MEMORY := ctypes.create_string_buffer(64))  # void, written and ignored
+
+_compile_lock = threading.Lock()
+
+on_compile: list[Callable[[str], None]] = []
+"""Called with a kernel's name before it is compiled, so that a front end can say why it takes a moment."""
+
+
+class Kernel:
+    """A kernel by the module and name of its Python function, with values for its template parameters.
+
+    `parameters` replace module-level constants of the same names in the kernel's module. Making a `Kernel`
+    is cheap: nothing is compiled, loaded or imported before `address` or `pack` is first used.
+    """
+
+    __slots__ = ("_address", "_function", "_lock", "_packer", "module", "name", "parameters")
+
+    def __init__(self, module: str, name: str, **parameters: int | bool) -> None:
+        self.module = module
+        self.name = name
+        self.parameters = parameters
+        self._address = 0
+        self._function: Any = None
+        self._packer: struct.Struct | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def address(self) -> int:
+        """Address of the machine code, `int (void*, void*, int64_t *args, int64_t begin, end, thread)`."""
+        return self._address or self._load()
+
+    def pack(self, *args: int | float) -> bytes:
+        """The arguments as the kernel reads them: one 8-byte slot each."""
+        return self._slots().pack(*args)
+
+    def pack_into(self, memory: Any, *args: int | float) -> None:
+        """Write the arguments to a ctypes buffer."""
+        self._slots().pack_into(memory, 0, *args)
+
+    def call(self, arguments: int, items: int) -> None:
+        """Run all items on the calling thread, with packed arguments at this address."""
+        if self._function is None:
+            self._function = _SIGNATURE(self.address)
+        self._function(_RESULT, _RESULT, arguments, 0, items, 0)
+
+    def call_with(self, *args: int | float) -> None:
+        """Run a kernel that has no work items on the calling thread."""
+        memory = ctypes.create_string_buffer(self.pack(*args))
+        self.call(ctypes.addressof(memory), 0)
+
+    def _slots(self) -> struct.Struct:
+        if self._packer is None:
+            self._load()
+        assert self._packer is not None
+        return self._packer
+
+    def _load(self) -> int:
+        with self._lock:
+            if not self._address:
+                symbol, slots, code = _cached_object(self)
+                self._packer = struct.Struct("<" + slots)
+                self._address = _engine().add(symbol, code)
+        return self._address
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{k}={v}" for k, v in self.parameters.items())
+        return f"Kernel({self.name}{', ' if inside else ''}{inside})"
+
+
+# --- the disk cache ---------------------------------------------------------------------------------------
+
+
+def cache_dir() -> Path:
+    """Where the CPU kernels of this user are kept."""
+    return settings().cache_dir / "cpu"
+
+
+def _cached_object(kernel: Kernel) -> tuple[str, str, bytes]:
+    """(symbol, slot format, object code), from the cache or compiled into it."""
+    digest = _key(kernel, target())
+    symbol = f"kuiper_{kernel.name}_{digest[:16]}"
+    path = cache_dir() / f"{kernel.name}-{digest[:32]}.o"
+    entry = _read_entry(path, digest)
+    if entry is not None:
+        return symbol, *entry
+    for callback in on_compile:
+        callback(kernel.name)
+    log.info("compiling %s for %s (%s)", kernel, target().level, target().cpu)
+    with _compile_lock:
+        from kuiperllm.backends.cpu.compiler import compile_kernel
+
+        slots, code = compile_kernel(kernel.module, kernel.name, kernel.parameters, symbol, target())
+    _write_entry(path, digest, slots, code)
+    return symbol, slots, code
+
+
+def _key(kernel: Kernel, where: Target) -> str:
+    facts = (
+        kernel.module,
+        kernel.name,
+        sorted(kernel.parameters.items()),
+        where,
+        _source_digest(kernel.module),
+        _toolchain(),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+@cache
+def _source_digest(module: str) -> str:
+    """Digest of the kernel's module and of the vocabulary it is written in."""
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        raise KernelError(f"kernel module {module} is not installed")
+    for path in (Path(spec.origin), *(here / f"{name}.py" for name in _VOCABULARY)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def _toolchain() -> tuple[str, ...]:
+    versions = (importlib.metadata.version(name) for name in ("numba", "llvmlite"))
+    return (sys.implementation.cache_tag, sys.platform, *versions)
+
+
+def _read_entry(path: Path, digest: str) -> tuple[str, bytes] | None:
+    try:
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    if len(raw) < _HEADER.size:
+        return None
+    magic, checksum, key, slots_size, code_size = _HEADER.unpack_from(raw)
+    body = raw[_HEADER.size :]
+    if magic != _MAGIC or key != bytes.fromhex(digest) or len(body) != slots_size + code_size:
+        return None
+    if hashlib.sha256(body).digest() != checksum:
+        return None
+    return body[:slots_size].decode("ascii"), body[slots_size:]
+
+
+def _write_entry(path: Path, digest: str, slots: str, code: bytes) -> None:
+    body = slots.encode("ascii") + code
+    header = _HEADER.pack(_MAGIC, hashlib.sha256(body).digest(), bytes.fromhex(digest), len(slots), len(code))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(header + body)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:  # a read-only or full cache costs time, not correctness
+        log.warning("cannot keep compiled kernels in %s: %s", path.parent, error.strerror)
+
+
+# --- loading ----------------------------------------------------------------------------------------------
+
+
+class _Engine:
+    """LLVM's in-process linker: maps object code into executable memory. Lives as long as the process."""
+
+    def __init__(self) -> None:
+        import llvmlite.binding as llvm
+
+        initialize_llvm()
+        self._llvm = llvm
+        self._lock = threading.Lock()
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), target_machine(target()))
+
+    def add(self, symbol: str, code: bytes) -> int:
+        with self._lock:
+            self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(code))
+            self._engine.finalize_object()
+            address = int(self._engine.get_function_address(symbol))
+        if not address:
+            raise KernelError(f"compiled kernel lacks the symbol {symbol}; delete {cache_dir()}")
+        return address
+
+
+@lru_cache(maxsize=1)
+def _engine() -> _Engine:
+    return _Engine()
+
+
+@lru_cache(maxsize=1)
+def initialize_llvm() -> None:
+    """Make LLVM's code generator for this machine ready."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def target_machine(where: Target) -> Any:
+    """LLVM's code generator for a target."""
+    import llvmlite.binding as llvm
+
+    native = llvm.Target.from_triple(llvm.get_process_triple())
+    return native.create_target_machine(
+        cpu=where.cpu, features=where.features, opt=3, codemodel="jitdefault", jit=True
+    )
+
+
+def check_symbols(ir: str, kernel: str) -> None:
+    """Raise `KernelError` if LLVM code calls anything that is not there when it is loaded on its own."""
+    declared = re.findall(r"^declare [^@]*@\"?([^\"(\s]+)", ir, re.MULTILINE)
+    foreign = [s for s in declared if not s.startswith("llvm.") and s not in _ALLOWED_SYMBOLS]
+    if foreign:
+        raise KernelError(f"kernel {kernel} calls {', '.join(foreign)}, which compiled kernels may not")

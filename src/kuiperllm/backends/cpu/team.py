@@ -1,0 +1,220 @@
+"""The threads that run kernels, and the programs they run.
+
+A launch is a kernel with its arguments and a number of work items; a program is a list of launches. The team
+(the calling thread plus workers, made once per process) runs a program without returning to Python: between
+launches the threads meet in a few hundred nanoseconds, so a captured decode step costs one call however many
+operators it has. `team_kernel.py` is the part that is compiled.
+
+This is the one threading layer of the CPU back end. Numba's own layers are not used: workqueue needs 100 us
+for each parallel region, omp and tbb need libraries that a plain install lacks or does not find.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from kuiperllm.backends.cpu.features import physical_cores
+from kuiperllm.backends.cpu.jit import Kernel
+from kuiperllm.config import settings
+from kuiperllm.core.device import Graph
+from kuiperllm.core.tensor import Tensor
+from kuiperllm.errors import DeviceError
+
+# As in team_kernel.py, which is imported only to be compiled.
+_MODULE = "kuiperllm.backends.cpu.team_kernel"
+_CLOSED, _ASLEEP, _STATES = 8, 32, 40
+_PROGRESS_SLOTS = 8
+_MAX_THREADS = 1024
+_MAX_ARGUMENTS = 64
+
+Argument = Tensor | int | float
+
+
+class CpuGraph(Graph):
+    """Captured launches and everything they read and write, kept alive for as long as the graph."""
+
+    def __init__(self) -> None:
+        self._launches: list[tuple[int, bytes, int, int]] = []
+        self._keep: list[object] = []
+        self._program: _Program | None = None
+
+    def record(self, kernel: Kernel, arguments: tuple[Argument, ...], items: int, grain: int) -> None:
+        """Add a launch."""
+        self._launches.append((kernel.address, kernel.pack(*_raw(arguments)), items, grain))
+        self._keep.extend(a.buffer for a in arguments if isinstance(a, Tensor))
+
+    def replay(self) -> None:
+        """Run the captured launches again, on the same memory."""
+        if self._program is None:
+            self._program = _Program(self._launches)
+        team().run(self._program)
+
+    def __len__(self) -> int:
+        return len(self._launches)
+
+
+class _Program:
+    """Launches laid out as the team's kernels read them."""
+
+    def __init__(self, launches: list[tuple[int, bytes, int, int]]) -> None:
+        self._arguments = [ctypes.create_string_buffer(packed, len(packed)) for _, packed, _, _ in launches]
+        rows = [
+            (address, ctypes.addressof(block), items, grain)
+            for (address, _, items, grain), block in zip(launches, self._arguments, strict=True)
+        ]
+        self._launches = np.array(rows, np.int64).reshape(len(rows), 4)
+        self._progress = np.zeros(_PROGRESS_SLOTS * len(rows), np.int64)
+        self.launches = self._launches.ctypes.data
+        self.progress = self._progress.ctypes.data
+        self.count = len(rows)
+
+
+class Team:
+    """The threads of the CPU back end. Use `team()`: there is one per process."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.num_threads = num_threads
+        self._lock = threading.RLock()
+        self._control = np.zeros(_STATES + 8 * _MAX_THREADS, np.int64)
+        self._control[_CLOSED] = 1
+        self._address = self._control.ctypes.data
+        self._start, self._finish, self._work = (Kernel(_MODULE, n) for n in ("start", "finish", "work"))
+        self._semaphores: list[threading.Semaphore] = []
+        self._arguments = ctypes.create_string_buffer(8 * _MAX_ARGUMENTS)
+        self._single = _Program([(0, bytes(8), 0, 0)])
+
+    def launch(self, kernel: Kernel, arguments: tuple[Argument, ...], items: int, grain: int) -> None:
+        """Run one kernel over `items` work items, claimed `grain` at a time."""
+        with self._lock:
+            kernel.pack_into(self._arguments, *_raw(arguments))
+            if items <= grain or self.num_threads == 1:
+                kernel.call(ctypes.addressof(self._arguments), items)
+                return
+            launch = self._single._launches[0]
+            launch[0], launch[1] = kernel.address, ctypes.addressof(self._arguments)
+            launch[2], launch[3] = items, grain
+            self.run(self._single)
+
+    def run(self, program: _Program) -> None:
+        """Run a program to its end."""
+        with self._lock:
+            workers = self.num_threads - 1
+            if len(self._semaphores) < workers:
+                self._hire(workers)
+            self._start.call_with(self._address, program.launches, program.count, program.progress, workers)
+            if self._control[_ASLEEP]:
+                self._wake(workers)
+            self._finish.call_with(self._address)
+
+    def _hire(self, workers: int) -> None:
+        """Start the workers that are missing. They sleep until the first program wakes them."""
+        for kernel in (self._start, self._finish, self._work):
+            kernel.address  # noqa: B018 - compile now rather than in each worker
+        for index in range(len(self._semaphores), workers):
+            semaphore = threading.Semaphore(0)
+            self._control[_STATES + 8 * index] = 1
+            self._semaphores.append(semaphore)
+            arguments = (semaphore, self._work, self._address, index)
+            threading.Thread(target=_live, args=arguments, name=f"kuiper-{index + 1}", daemon=True).start()
+
+    def _wake(self, workers: int) -> None:
+        for index in range(workers):
+            flag = _STATES + 8 * index + 1
+            if self._control[flag]:
+                self._control[flag] = 0
+                self._semaphores[index].release()
+
+
+def _live(semaphore: threading.Semaphore, work: Kernel, control: int, worker: int) -> None:
+    """A worker thread: sleep, and when woken, work until there has been nothing to do for a while."""
+    while True:
+        semaphore.acquire()
+        work.call_with(control, worker)
+
+
+def _raw(arguments: tuple[Argument, ...]) -> list[int | float]:
+    return [a.address if isinstance(a, Tensor) else a for a in arguments]
+
+
+# --- the process's team -----------------------------------------------------------------------------------
+
+_team: Team | None = None
+_recording: CpuGraph | None = None
+_team_lock = threading.Lock()
+
+
+def team() -> Team:
+    """The threads of this process, made on first use."""
+    global _team
+    if _team is None:
+        with _team_lock:
+            if _team is None:
+                _team = Team(settings().num_threads or physical_cores())
+    return _team
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Use this many threads from now on, the calling one included.
+
+    Raises:
+        DeviceError: the number is not 1 to 1024.
+    """
+    if not 1 <= num_threads <= _MAX_THREADS:
+        raise DeviceError(f"threads must be 1 to {_MAX_THREADS}, not {num_threads}")
+    with team()._lock:
+        team().num_threads = num_threads
+
+
+def num_threads() -> int:
+    """How many threads run kernels, the calling one included."""
+    return team().num_threads
+
+
+def launch(kernel: Kernel, *arguments: Argument, items: int, grain: int = 1) -> None:
+    """Run a kernel over `items` work items, or record that if a graph is being captured.
+
+    Args:
+        kernel: what to run.
+        arguments: its parameters in order; a tensor stands for the address of its first element.
+        items: how many work items there are; 0 does nothing.
+        grain: work items that a thread claims at a time.
+    """
+    if items <= 0:
+        return
+    if _recording is not None:
+        _recording.record(kernel, arguments, items, grain)
+    else:
+        team().launch(kernel, arguments, items, grain)
+
+
+@contextmanager
+def capture() -> Iterator[CpuGraph]:
+    """Record launches into a graph instead of running them.
+
+    Raises:
+        DeviceError: a capture is already under way.
+    """
+    global _recording
+    if _recording is not None:
+        raise DeviceError("a graph is already being captured; finish it first")
+    _recording = graph = CpuGraph()
+    try:
+        yield graph
+    finally:
+        _recording = None
+
+
+def _forget_team() -> None:
+    """A forked child has none of its parent's threads: it hires its own."""
+    global _team, _recording
+    _team = _recording = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_team)
