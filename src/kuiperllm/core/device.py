@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar
 
-from kuiperllm.core.memory import Allocator, CopyKind, MemoryInfo, MemorySource
+from kuiperllm.core.allocator import Allocator
+from kuiperllm.core.memory import CopyKind, MemoryInfo, MemorySource
 from kuiperllm.errors import DeviceError
 
 __all__ = ["Backend", "CopyKind", "Device", "Graph", "MemoryInfo"]

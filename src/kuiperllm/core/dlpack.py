@@ -150,9 +150,7 @@ def to_capsule(
         flags = 0 if tensor.writable else _FLAG_READ_ONLY
     name = _NAME_VERSIONED if max_version is not None and max_version[0] >= _MAJOR else _NAME
     if name is _NAME and flags & _FLAG_READ_ONLY:
-        raise DLPackError(
-            "a read-only tensor cannot be shared with a library that knows only DLPack 0; copy it"
-        )
+        raise DLPackError("a read-only tensor cannot go to a library that knows only DLPack 0; clone() it")
     if stream != -1 and (stream is None or stream != tensor.device.backend.stream_handle):
         tensor.device.synchronize()
 
@@ -172,15 +170,15 @@ def to_capsule(
 class _Import:
     """Another library's managed tensor: freed, once, when nothing refers to it any more."""
 
-    __slots__ = ("address", "deleter")
+    __slots__ = ("address", "delete")
 
     def __init__(self, address: int, deleter: int | None) -> None:
         self.address = address
-        self.deleter = deleter
+        self.delete = _Deleter(deleter) if deleter else None
 
     def __del__(self) -> None:
-        if self.deleter:
-            _Deleter(self.deleter)(self.address)
+        if self.delete is not None:
+            self.delete(self.address)
 
 
 def from_object(obj: Any) -> Tensor:
