@@ -115,7 +115,7 @@ class Device:
         """The device of this name: always the same object."""
         if isinstance(name, Device):
             return name
-        found = cls._known.get(name)
+        found = cls._known.get(name) if isinstance(name, str) else None
         return found if found is not None else cls._find(name)
 
     @classmethod
@@ -123,8 +123,8 @@ class Device:
         if name == "auto":
             return cls._auto()
         match = re.fullmatch(r"([a-z]+)(?::(\d{1,4}))?", name) if isinstance(name, str) else None
-        if match is None:
-            raise DeviceError(f'unknown device {name!r}; devices are {_device_list()} and "auto"')
+        if match is None or match[1] not in _backend_names():
+            raise _unknown(name)
         kind, index = match[1], int(match[2] or 0)
         canonical = "cpu" if (kind, index) == ("cpu", 0) else f"{kind}:{index}"
         with cls._lock:
@@ -146,12 +146,6 @@ class Device:
 
     @classmethod
     def _make(cls, kind: str, index: int, name: str) -> Device:
-        if kind not in _backend_names():
-            if kind == "cuda":
-                raise DeviceError(
-                    f"device {name!r}: the CUDA back end is not part of this version; use {_device_list()}"
-                )
-            raise DeviceError(f'unknown device {name!r}; devices are {_device_list()} and "auto"')
         device = super().__new__(cls)
         device.type = kind
         device.index = index
@@ -196,6 +190,13 @@ def _backend_names() -> list[str]:
     spec = importlib.util.find_spec(_BACKENDS)
     paths = spec.submodule_search_locations if spec is not None else None
     return sorted(module.name for module in pkgutil.iter_modules(paths) if module.ispkg)
+
+
+def _unknown(name: object) -> DeviceError:
+    devices = _device_list()
+    if isinstance(name, str) and name.split(":")[0] == "cuda" and "cuda" not in _backend_names():
+        return DeviceError(f'device "{name}": the CUDA back end is not part of this version; use {devices}')
+    return DeviceError(f'unknown device {name!r}; devices are {devices} and "auto"')
 
 
 def _device_list() -> str:

@@ -19,16 +19,25 @@ Index = int | slice | EllipsisType | None
 MAX_BYTES = (1 << 63) - 1
 
 
+def integers(values: int | Sequence[int], what: str) -> Shape:
+    """`values` as a tuple of integers; one integer counts as a sequence of one.
+
+    Raises:
+        ShapeError: one of them is no integer.
+    """
+    try:
+        return tuple(map(operator.index, values if isinstance(values, Sequence) else (values,)))
+    except TypeError:
+        raise ShapeError(f"{what} {values!r}: must be integers") from None
+
+
 def checked_shape(shape: int | Sequence[int], itemsize: int) -> Shape:
     """`shape` as a tuple of integers.
 
     Raises:
         ShapeError: a size is negative or no integer, or the elements need more than 2^63 bytes.
     """
-    try:
-        sizes = tuple(map(operator.index, shape if isinstance(shape, Sequence) else (shape,)))
-    except TypeError:
-        raise ShapeError(f"shape {shape!r}: sizes must be integers") from None
+    sizes = integers(shape, "shape")
     if sizes and min(sizes) < 0:
         raise ShapeError(f"shape {list(sizes)}: sizes must not be negative")
     if math.prod(sizes) * itemsize > MAX_BYTES:
@@ -83,7 +92,7 @@ def infer_size(shape: Shape, new_shape: Sequence[int]) -> Shape:
     Raises:
         ShapeError: the number of elements differs, or more than one size is -1.
     """
-    sizes = list(new_shape)
+    sizes = list(integers(new_shape, "shape"))
     numel = math.prod(shape)
     if sizes.count(-1) > 1 or any(size < -1 for size in sizes):
         raise ShapeError(f"shape {list(shape)}: cannot reshape to {sizes}: one size may be -1, none lower")
@@ -171,8 +180,7 @@ def _slice_of(item: slice, shape: Shape, axis: int) -> tuple[int, int, int]:
             f"shape {list(shape)}: {item} is no slice of integers with a step other than 0"
         ) from None
     length = len(range(start, stop, step))
-    # An empty slice may start behind the end; its first element is never touched.
-    return (start if length else 0), length, step
+    return start, length, step
 
 
 def _position_of(item: object, shape: Shape, axis: int) -> int:

@@ -66,6 +66,10 @@ class Tensor:
         self.shape = layout.checked_shape(shape, itemsize)
         self.strides = layout.contiguous_strides(self.shape) if strides is None else tuple(strides)
         self.offset = offset
+        if offset % itemsize:
+            raise ShapeError(
+                f"shape {list(self.shape)}: offset {offset} is not a multiple of {itemsize} bytes"
+            )
         self._contiguous = None
         if len(self.strides) != len(self.shape):
             raise ShapeError(f"shape {list(self.shape)} does not go with strides {list(self.strides)}")
@@ -121,9 +125,13 @@ class Tensor:
         """
         tensor = cls.empty(shape, dtype, device)
         try:
-            one = np.full((), value, dtype=tensor.dtype.numpy)
-        except (OverflowError, ValueError, TypeError):
-            raise DTypeError(f"{tensor.dtype} cannot hold the value {value!r}") from None
+            with np.errstate(over="raise", invalid="raise"):
+                one = np.full((), value, dtype=tensor.dtype.numpy)
+            exact = tensor.dtype.is_float or one == value
+        except (ArithmeticError, ValueError, TypeError):
+            exact = False
+        if not exact:
+            raise DTypeError(f"{tensor.dtype} cannot hold the value {value!r}")
         return tensor.copy_(cls.from_numpy(one).to(tensor.device).expand(tensor.shape))
 
     @classmethod
@@ -258,7 +266,9 @@ class Tensor:
         Raises:
             ShapeError: the axes are not each of this tensor's, once.
         """
-        order = [layout.checked_axis(axis, self.ndim, self.shape) for axis in _flat(axes)]
+        order = [
+            layout.checked_axis(axis, self.ndim, self.shape) for axis in layout.integers(_flat(axes), "axes")
+        ]
         if sorted(order) != list(range(self.ndim)):
             raise ShapeError(f"shape {list(self.shape)}: {list(_flat(axes))} is no order of its axes")
         return self._with(tuple(self.shape[a] for a in order), tuple(self.strides[a] for a in order))
@@ -330,6 +340,7 @@ class Tensor:
             if sizes <= 0:
                 raise ShapeError(f"shape {list(self.shape)}: cannot split into pieces of {sizes}")
             sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+        sizes = layout.integers(sizes, "sizes")
         if any(size < 0 for size in sizes) or sum(sizes) != total:
             raise ShapeError(
                 f"shape {list(self.shape)}: {list(sizes)} do not add up to {total}, the size of axis {axis}"
@@ -337,12 +348,14 @@ class Tensor:
         pieces, start = [], 0
         for size in sizes:
             shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
-            pieces.append(self._with(shape, self.strides, start * self.strides[axis] if size else 0))
+            pieces.append(self._with(shape, self.strides, start * self.strides[axis]))
             start += size
         return tuple(pieces)
 
     def _with(self, shape: Shape, strides: Shape, first: int = 0) -> Tensor:
-        return _view(self.buffer, self.dtype, shape, strides, self.offset + first * _ITEMSIZE[self.dtype])
+        # A view without elements may begin behind the end of the buffer: it stays where this tensor is.
+        offset = self.offset if 0 in shape else self.offset + first * _ITEMSIZE[self.dtype]
+        return _view(self.buffer, self.dtype, shape, strides, offset)
 
     # --- copies -------------------------------------------------------------------------------------------
 

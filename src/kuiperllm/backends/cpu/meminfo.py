@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import subprocess
@@ -17,6 +18,13 @@ def memory_info() -> MemoryInfo:
     if sys.platform == "darwin":
         return darwin_memory_info(_output("sysctl", "-n", "hw.memsize"), _output("vm_stat"))
     return linux_memory_info(Path("/proc"), Path("/sys/fs/cgroup"))
+
+
+def anonymous_bytes() -> int:
+    """The anonymous memory that this process occupies; more than it can have where that is unknown."""
+    # proc(5): total size, resident pages, and those of them that belong to files.
+    fields = _text(Path("/proc/self/statm")).split()
+    return (int(fields[1]) - int(fields[2])) * mmap.PAGESIZE if len(fields) > 2 else sys.maxsize
 
 
 def linux_memory_info(proc: Path, cgroup: Path) -> MemoryInfo:
