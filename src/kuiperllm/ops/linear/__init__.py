@@ -1,0 +1,148 @@
+"""Matrix multiplication by the weights of a layer: y = x W^T + bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuiperllm.core import DType, Tensor
+from kuiperllm.errors import DeviceError, ShapeError
+from kuiperllm.ops.cases import Case
+from kuiperllm.ops.contract import Contract
+from kuiperllm.ops.dispatch import implementation
+from kuiperllm.ops.linear.weight import FORMATS, LinearWeight, Rows
+from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+
+__all__ = ["CASES", "CONTRACT", "FORMATS", "LinearWeight", "Rows", "linear", "reference"]
+
+CONTRACT = Contract("linear", x="T K", out="T N")
+
+
+def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumulate: bool = False) -> Tensor:
+    """x W^T + bias.
+
+    With int8 groups on the CPU, x is rounded to int8 in groups of the same size first, as llama.cpp and
+    llama2.c do; with bfloat16 weights and more than one row, x is rounded to bfloat16 where the processor
+    multiplies that natively. Sums are kept in float32.
+
+    Args:
+        x: float32 [T, K].
+        weight: [N, K] in any of `FORMATS`.
+        out: float32 [T, N], where the result goes (default: a new tensor). Must not overlap `x`.
+        accumulate: add the result to what `out` holds.
+
+    Raises:
+        ShapeError: the shapes do not match.
+        DTypeError: x is not float32.
+        DeviceError: x and the weights live on different devices.
+    """
+    if out is None:
+        out = Tensor.empty((x.shape[0], weight.out_features), x.dtype, x.device)
+        accumulate = False
+    sizes = CONTRACT.check(x, out)
+    if sizes["K"] != weight.in_features or sizes["N"] != weight.out_features:
+        raise ShapeError(
+            f"linear: x {list(x.shape)} and out {list(out.shape)} do not fit weights "
+            f"[N, K] = [{weight.out_features}, {weight.in_features}] (contract: {CONTRACT.text})"
+        )
+    if weight.device is not x.device:
+        raise DeviceError(f"linear: x is on {x.device}, the weights are on {weight.device}")
+    implementation("linear", x.device).linear(x, weight, out, accumulate)
+    return out
+
+
+def reference(
+    x: NDArray[Any], weight: Rows, bias: NDArray[Any] | None = None, *, round_x: bool = True
+) -> NDArray[Any]:
+    """The product in float64; with int8 groups, of x rounded as the kernels round it unless told not to."""
+    if isinstance(weight, Q8Tensor):
+        if round_x:
+            x = round_to_groups(x, weight.group_size)
+        matrix = weight.dequantize().astype(np.float64)
+    else:
+        matrix = weight.astype(np.float64)
+    product: NDArray[Any] = x.astype(np.float64) @ matrix.T
+    return product if bias is None else product + bias.astype(np.float64)
+
+
+def round_to_groups(x: NDArray[Any], group_size: int) -> NDArray[Any]:
+    """x as int8 groups hold it: scale = largest / 127, values rounded to nearest."""
+    groups = x.astype(np.float32).reshape(x.shape[0], -1, group_size)
+    largest = np.abs(groups).max(-1, keepdims=True)
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+    rounded = np.rint(groups * inverse) * (largest / np.float32(127))
+    return rounded.reshape(x.shape)
+
+
+def _on_rows(
+    x: Tensor, rows: Tensor | Q8Tensor, bias: Tensor | None = None, out: Tensor | None = None
+) -> Tensor:
+    """`linear` on weights as a checkpoint holds them; adds to `out` if there is one."""
+    weight = LinearWeight.pack(
+        rows if isinstance(rows, Q8Tensor) else rows.numpy(),
+        None if bias is None else bias.numpy(),
+        device=x.device,
+    )
+    return linear(x, weight, out=out, accumulate=out is not None)
+
+
+def _reference(
+    x: NDArray[Any], rows: Rows, bias: NDArray[Any] | None = None, out: NDArray[Any] | None = None
+) -> NDArray[Any]:
+    product = reference(x, rows, bias)
+    return product if out is None else product + out
+
+
+def _inputs(
+    tokens: int, n: int, k: int, format: str, *, group: int = 0, bias: bool = False, add: bool = False
+) -> Any:
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        w = rng.standard_normal((n, k), np.float32) / np.float32(np.sqrt(k))
+        made: dict[str, Any] = {"x": rng.standard_normal((tokens, k), np.float32)}
+        made["rows"] = quantize_q8(w, group) if group else w.astype(DType(format).numpy)
+        if format == "float32" and group:  # scales in float32, as llama2.c has them
+            made["rows"] = Q8Tensor(made["rows"].values, made["rows"].scales.astype(np.float32))
+        if bias:
+            made["bias"] = rng.standard_normal(n, np.float32)
+        if add:
+            made["out"] = rng.standard_normal((tokens, n), np.float32)
+        return made
+
+    return make
+
+
+def _case(name: str, *shape: Any, benchmark: bool = False, **options: Any) -> Case:
+    # x rounded to bfloat16 has 8 significant bits: sums over K products are off by about 2**-9
+    rounds = shape[3] == "bfloat16" and shape[0] > 1
+    return Case(
+        name,
+        _on_rows,
+        _reference,
+        _inputs(*shape, **options),
+        rtol=1e-5,
+        atol=2e-2 if rounds else 2e-5,
+        benchmark=benchmark,
+    )
+
+
+CASES = [
+    *(
+        _case(f"{format}-{tokens}x{n}x{k}", tokens, n, k, format)
+        for format in ("float32", "float16", "bfloat16")
+        for tokens, n, k in ((1, 1, 1), (1, 16, 2), (1, 37, 33), (2, 48, 64), (7, 100, 31), (13, 33, 528))
+    ),
+    *(
+        _case(f"q8-g{group}-{tokens}x{n}x{k}", tokens, n, k, "float16", group=group)
+        for group in (32, 64, 128)
+        for tokens, n, k in ((1, 16, 128), (1, 37, 256), (2, 33, 128), (7, 100, 384), (13, 48, 2176))
+    ),
+    _case("q8-float32-scales-1", 1, 40, 128, "float32", group=64),
+    _case("q8-float32-scales-5", 5, 40, 128, "float32", group=64),
+    *(
+        _case(f"{format}-bias-add-{tokens}", tokens, 50, 64, format, group=group, bias=True, add=True)
+        for format, group in (("float32", 0), ("float16", 0), ("bfloat16", 0), ("float16", 32))
+        for tokens in (1, 9)
+    ),
+]

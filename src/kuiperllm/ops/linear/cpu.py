@@ -1,0 +1,187 @@
+"""Launches the CPU kernels of `linear`: one row or several, by weight format and processor level."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from kuiperllm.backends.cpu.features import target
+from kuiperllm.backends.cpu.jit import Kernel
+from kuiperllm.backends.cpu.team import launch, num_threads
+from kuiperllm.core import DType, Tensor
+from kuiperllm.ops.linear.weight import LinearWeight, Rows
+from kuiperllm.quant.q8 import Q8Tensor
+
+_MODULE = "kuiperllm.ops.linear.cpu_kernel"
+_FLOAT_FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
+_OFFSET_128 = int(np.uint32(0x80808080).view(np.int32))
+
+
+def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
+    """y = x W^T + bias; see `kuiperllm.ops.linear`."""
+    if x.shape[0] == 0:
+        return
+    if weight.format == "q8":
+        _linear_q8(x, weight, out, accumulate)
+    elif (
+        x.shape[0] > 1 and weight.format == "bfloat16" and weight.in_features % 16 == 0 and target().has_bf16
+    ):
+        _gemm_bf16(x, weight, out, accumulate)
+    else:
+        _linear_float(x, weight, out, accumulate)
+
+
+# --- int8 groups ------------------------------------------------------------------------------------------
+
+
+def _linear_q8(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
+    tokens, k = x.shape
+    n, group = weight.out_features, weight.group_size
+    assert weight.scales is not None
+    xq = Tensor.empty((tokens, k), DType.int8)
+    xs = Tensor.empty((tokens, k // group), DType.float32)
+    xz = Tensor.empty((tokens, k // group), DType.int32)
+    rows = max(1, 8192 // k)
+    launch(_quantize_rows(group), x, xq, xs, xz, k, x.strides[0], items=tokens, grain=rows)
+    half = weight.scales.dtype is DType.float16
+    pairs = _pairs(n)
+    common = (weight.data, weight.scales, xq, xs, xz, _bias(weight), out)
+    if tokens == 1:
+        kernel = _gemv_q8(group, half, weight.bias is not None, accumulate)
+        launch(kernel, *common, n, k, items=pairs, grain=_grain(pairs))
+    else:
+        kernel = _gemm_q8(group, half, weight.bias is not None, accumulate)
+        launch(kernel, *common, tokens, n, k, out.strides[0], items=pairs, grain=min(16, _grain(pairs)))
+
+
+@cache
+def _quantize_rows(group: int) -> Kernel:
+    return Kernel(_MODULE, "quantize_rows", GROUP=group)
+
+
+@cache
+def _gemv_q8(group: int, half: bool, bias: bool, accumulate: bool) -> Kernel:
+    return Kernel(
+        _MODULE, "gemv_q8", GROUP=group, HALF_SCALES=half, BIAS=bias, ACCUMULATE=accumulate
+    )  # fmt: skip
+
+
+@cache
+def _gemm_q8(group: int, half: bool, bias: bool, accumulate: bool) -> Kernel:
+    rows = 6 if target().at_least("avx512") else 2
+    return Kernel(
+        _MODULE, "gemm_q8", GROUP=group, HALF_SCALES=half, BIAS=bias, ACCUMULATE=accumulate, ROWS=rows
+    )
+
+
+# --- floating point ---------------------------------------------------------------------------------------
+
+
+def _linear_float(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
+    tokens, k = x.shape
+    n, pairs = weight.out_features, _pairs(weight.out_features)
+    common = (weight.data, x, _bias(weight), out)
+    if tokens == 1:
+        kernel = _float_kernel("gemv_float", weight.format, weight.bias is not None, accumulate)
+        launch(kernel, *common, n, k, items=pairs, grain=_grain(pairs))
+    else:
+        kernel = _float_kernel("gemm_float", weight.format, weight.bias is not None, accumulate)
+        strides = x.strides[0], out.strides[0]
+        launch(kernel, *common, tokens, n, k, *strides, items=pairs, grain=min(16, _grain(pairs)))
+
+
+@cache
+def _float_kernel(name: str, format: str, bias: bool, accumulate: bool) -> Kernel:
+    rows = 6 if target().at_least("avx512") else 2
+    return Kernel(
+        _MODULE,
+        name,
+        FORMAT=_FLOAT_FORMATS[format],
+        BIAS=bias,
+        ACCUMULATE=accumulate,
+        ROWS=rows,
+        SLICE=256 if format == "float32" else 512,
+    )
+
+
+def _gemm_bf16(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
+    tokens, k = x.shape
+    pairs = _pairs(weight.out_features)
+    xb = Tensor.empty((tokens, k), DType.bfloat16)
+    launch(_ROUND_ROWS, x, xb, k, x.strides[0], items=tokens, grain=max(1, 8192 // k))
+    launch(
+        _bf16_kernel(weight.bias is not None, accumulate),
+        *(weight.data, xb, _bias(weight), out, tokens, weight.out_features, k, out.strides[0]),
+        items=pairs,
+        grain=min(16, _grain(pairs)),
+    )
+
+
+_ROUND_ROWS = Kernel(_MODULE, "round_rows")
+
+
+@cache
+def _bf16_kernel(bias: bool, accumulate: bool) -> Kernel:
+    return Kernel(_MODULE, "gemm_bf16", BIAS=bias, ACCUMULATE=accumulate, ROWS=12)
+
+
+# --- how work is cut up ------------------------------------------------------------------------------------
+
+
+def _pairs(n: int) -> int:
+    """Pairs of blocks of 16 outputs: the work items of every kernel."""
+    return (n + 31) // 32
+
+
+def _grain(pairs: int) -> int:
+    """Items claimed at a time: enough for prefetching to pay, few enough that threads end together."""
+    return max(1, pairs // (8 * num_threads()))
+
+
+def _bias(weight: LinearWeight) -> Tensor:
+    """The bias, or any address at all for kernels that were compiled without one."""
+    return weight.data if weight.bias is None else weight.bias
+
+
+# --- packing -----------------------------------------------------------------------------------------------
+
+
+def packed_sizes(format: str, n: int, k: int, group: int) -> tuple[int, int, int]:
+    """Bytes of packed values, number of scales, and length of the bias, for an [N, K] matrix."""
+    blocks = (n + 15) // 16
+    row_bytes = {"float32": 4 * k, "float16": 2 * k, "bfloat16": (k + 1) // 2 * 4, "q8": k}[format]
+    return blocks * 16 * row_bytes, blocks * 16 * (k // group if group else 0), blocks * 16
+
+
+def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
+    """Lay out rows `first` and on; see `LinearWeight.write_rows`."""
+    values = rows.values if isinstance(rows, Q8Tensor) else rows
+    n, k = values.shape
+    if weight.format == "bfloat16" and k % 2:
+        values = np.pad(values.view(np.uint16), ((0, 0), (0, 1)))
+    source = Tensor.from_numpy(np.ascontiguousarray(values).view(np.uint8))
+    row_bytes = source.shape[1]
+    packed = weight.data[first * row_bytes :]
+    if weight.format == "float16":
+        launch(_PACK_HALVES, source, packed, n, k, items=(n + 15) // 16)
+    else:
+        flip = _OFFSET_128 if weight.format == "q8" else 0
+        launch(_PACK_WORDS, source, packed, n, row_bytes // 4, flip, items=(n + 15) // 16)
+    if isinstance(rows, Q8Tensor):
+        _write_scales(weight, first, rows)
+
+
+def _write_scales(weight: LinearWeight, first: int, rows: Q8Tensor) -> None:
+    assert weight.scales is not None
+    n, groups = rows.scales.shape
+    scales = np.ascontiguousarray(rows.scales, weight.scales.dtype.numpy)
+    packed = weight.scales[first * groups :]
+    if weight.scales.dtype is DType.float16:
+        launch(_PACK_HALVES, Tensor.from_numpy(scales), packed, n, groups, items=(n + 15) // 16)
+    else:
+        launch(_PACK_WORDS, Tensor.from_numpy(scales), packed, n, groups, 0, items=(n + 15) // 16)
+
+
+_PACK_WORDS = Kernel(_MODULE, "pack_words")
+_PACK_HALVES = Kernel(_MODULE, "pack_halves")
