@@ -1,8 +1,9 @@
 """The vocabulary of CPU kernels: raw pointers, and vectors of 16 lanes that live in registers.
 
-`f32x16` and `i32x16` are opaque Numba types over LLVM vectors. On AVX-512 each is one zmm register; on other
-targets LLVM splits them into what there is (two ymm, four NEON registers). A function below compiles to the
-operation it names; where the target being compiled for has a better instruction, the function picks it.
+`f32x16`, `i32x16` and `mask16` (one truth value per lane) are opaque Numba types over LLVM vectors. On
+AVX-512 each is one register; on other targets LLVM splits them into what there is (two ymm, four NEON
+registers). A function below compiles to the operation it names; where the target being compiled for has a
+better instruction, the function picks it.
 
 Pointers are indexed in elements: `x[i]` is a scalar, `load(x, i)` the 16 elements from there on.
 bfloat16 and float16 data are reached through `u16p`, packed bytes through `u8p`.
@@ -108,6 +109,7 @@ class _VectorModel(models.PrimitiveModel):
 
 
 f32x16, i32x16 = Vector("f32x16", VF), Vector("i32x16", VI)
+mask16 = Vector("mask16", ir.VectorType(I1, 16))
 
 
 # --- how operations are defined -----------------------------------------------------------------------------
@@ -433,14 +435,48 @@ to_i32 = _define(lambda b, x: b.fptosi(x, VI), i32x16, f32x16)
 round_to_i32 = _define(lambda b, x: b.fptosi(call(b, "llvm.rint.v16f32", VF, x), VI), i32x16, f32x16)
 as_i32 = _define(lambda b, x: b.bitcast(x, VI), i32x16, f32x16)
 as_f32 = _define(lambda b, x: b.bitcast(x, VF), f32x16, i32x16)
+float_of = _define(lambda b, x: b.bitcast(x, F32), types.float32, types.int32)
+half_to_float = _define(
+    lambda b, x: b.extract_element(_widen_f16(b, _splat(b, x)), ir.Constant(I32, 0)),
+    types.float32, types.uint16,
+)  # fmt: skip
 bits_of = _define(lambda b, x: b.bitcast(x, I32), types.int32, types.float32)
 even_bf16 = _define(lambda b, x: b.bitcast(b.shl(x, _constant(VI, 16)), VF), f32x16, i32x16)
 odd_bf16 = _define(lambda b, x: b.bitcast(b.and_(x, _constant(VI, -65536)), VF), f32x16, i32x16)
 
+sqrt = _define(lambda b, x: call(b, "llvm.sqrt.f32", F32, x), types.float32, types.float32)
+
+
+# --- comparing --------------------------------------------------------------------------------------------
+
+
+def _count_lanes(builder: Any, mask: Any) -> Any:
+    return builder.zext(call(builder, "llvm.ctpop.i16", I16, builder.bitcast(mask, I16)), I64)
+
+
+def _first_lane(builder: Any, mask: Any) -> Any:
+    bits = builder.zext(builder.bitcast(mask, I16), I32)
+    bits = builder.or_(bits, ir.Constant(I32, 1 << 16))
+    return builder.zext(call(builder, "llvm.cttz.i32", I32, bits, ir.Constant(I1, 1)), I64)
+
+
+# NaN compares false.
+greater = _define(lambda b, x, y: b.fcmp_ordered(">", x, y), mask16, f32x16, f32x16)
+at_least = _define(lambda b, x, y: b.fcmp_ordered(">=", x, y), mask16, f32x16, f32x16)
+equal = _define(lambda b, x, y: b.fcmp_ordered("==", x, y), mask16, f32x16, f32x16)
+both = _define(lambda b, x, y: b.and_(x, y), mask16, mask16, mask16)
+where = _define(lambda b, m, x, y: b.select(m, x, y), f32x16, mask16, f32x16, f32x16)
+count_lanes = _define(_count_lanes, types.int64, mask16)
+first_lane = _define(_first_lane, types.int64, mask16)  # 16 if there is none
+min_lanes = _define(_reduce(_select("<")), types.float32, f32x16)
+
+
+# --- exponential ------------------------------------------------------------------------------------------
+
 
 @njit(nogil=True, forceinline=True)
 def exp(x: Any) -> Any:
-    """e**x in each lane, to 2 units in the last place; below -87.3 the result is 0.
+    """e**x in each lane, to 2 units in the last place; below -87.3 it is 0, above 88.3 e**88.3, of NaN NaN.
 
     Range reduction with a two-part ln 2 (Cody and Waite) and a degree-6 Taylor polynomial.
     """
@@ -456,13 +492,12 @@ def exp(x: Any) -> Any:
     p = fma(p, r, splat(np.float32(1)))
     p = fma(p, r, splat(np.float32(1)))
     value = as_f32(add_i32(as_i32(p), shl(n, np.int32(23))))
-    return zero_below(value, x, np.float32(-87.3))
+    return where(at_least(x, splat(np.float32(-87.3))), value, _nan_or_zero(x))
 
 
-zero_below = _define(
-    lambda b, v, x, limit: b.select(b.fcmp_ordered(">=", x, _splat(b, limit)), v, _constant(VF, 0.0)),
-    f32x16, f32x16, f32x16, types.float32,
-)  # fmt: skip
+_nan_or_zero = _define(
+    lambda b, x: b.select(b.fcmp_unordered("uno", x, x), x, _constant(VF, 0.0)), f32x16, f32x16
+)
 
 
 # --- dot products of packed bytes and pairs ---------------------------------------------------------------

@@ -92,7 +92,9 @@ def _reference(
     x: NDArray[Any], rows: Rows, bias: NDArray[Any] | None = None, out: NDArray[Any] | None = None
 ) -> NDArray[Any]:
     product = reference(x, rows, bias)
-    return product if out is None else product + out
+    if out is not None:
+        product += out
+    return product
 
 
 def _inputs(

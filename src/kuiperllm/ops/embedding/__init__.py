@@ -1,0 +1,78 @@
+"""Rows of a table, by token id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuiperllm.core import DType, Tensor
+from kuiperllm.errors import DeviceError
+from kuiperllm.ops.cases import Case
+from kuiperllm.ops.contract import Contract
+from kuiperllm.ops.dispatch import implementation
+from kuiperllm.ops.linear import LinearWeight, Rows
+from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+
+CONTRACT = Contract("embedding", ids="T : int32", out="T D")
+
+
+def embedding(ids: Tensor, table: LinearWeight, *, out: Tensor | None = None) -> Tensor:
+    """Row `ids[t]` of the table, as float32, for each t.
+
+    The table is a `LinearWeight`, so that a model whose output layer shares its weights with the embedding
+    keeps them once.
+
+    Args:
+        ids: int32 [T], each 0 <= id < V; the row of any other id is zeros.
+        table: [V, D].
+        out: float32 [T, D] (default: a new tensor).
+
+    Raises:
+        ShapeError: the shapes do not match.
+        DTypeError: `ids` is not int32.
+        DeviceError: ids and table live on different devices.
+    """
+    if out is None:
+        out = Tensor.empty((*ids.shape, table.in_features), DType.float32, ids.device)
+    CONTRACT.check(ids, out)
+    if table.device is not ids.device:
+        raise DeviceError(f"embedding: ids are on {ids.device}, the table is on {table.device}")
+    implementation("embedding", ids.device).embedding(ids, table, out)
+    return out
+
+
+def reference(ids: NDArray[Any], table: Rows) -> NDArray[Any]:
+    """The rows in NumPy."""
+    matrix = table.dequantize() if isinstance(table, Q8Tensor) else table.astype(np.float32)
+    inside = (ids >= 0) & (ids < len(matrix))
+    rows: NDArray[Any] = np.where(inside[:, None], matrix[np.where(inside, ids, 0)], np.float32(0))
+    return rows
+
+
+def _on_rows(ids: Tensor, table: Tensor | Q8Tensor) -> Tensor:
+    rows = table if isinstance(table, Q8Tensor) else table.numpy()
+    return embedding(ids, LinearWeight.pack(rows, device=ids.device))
+
+
+def _inputs(tokens: int, vocab: int, width: int, format: str, group: int = 0) -> Any:
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        w = rng.standard_normal((vocab, width), np.float32)
+        ids = rng.integers(-1, vocab + 1, tokens).astype(np.int32)  # one outside at either end
+        return {"ids": ids, "table": quantize_q8(w, group) if group else w.astype(DType(format).numpy)}
+
+    return make
+
+
+CASES = [
+    *(
+        Case(f"{format}-{tokens}x{vocab}x{width}", _on_rows, reference, _inputs(tokens, vocab, width, format))
+        for format in ("float32", "float16", "bfloat16")
+        for tokens, vocab, width in ((1, 1, 1), (9, 37, 33), (40, 16, 64))
+    ),
+    *(
+        Case(f"q8-g{group}", _on_rows, reference, _inputs(40, 37, 256, "float16", group))
+        for group in (32, 64, 128)
+    ),
+]
