@@ -59,7 +59,7 @@ class Checkpoint(ABC):
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
-        """The file, or the folder of a Hugging Face checkpoint."""
+        """The file; for Hugging Face checkpoints the folder, unless a file was named."""
         self.config = config
         self.generation = generation or GenerationDefaults()
         """What the checkpoint recommends for sampling."""

@@ -33,6 +33,7 @@ ARCHITECTURES = {
     "qwen3": Architecture("qwen3", interleaved=False),
 }
 
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
 # An unset token id, as converters write it.
 _NO_TOKEN = 0xFFFFFFFF
 _END_TOKENS = ("eos_token_id", "eot_token_id", "eom_token_id")
@@ -135,7 +136,7 @@ class _Keys:
 
 def _shortest(value: float) -> float:
     """The shortest decimal that is this number in float32, as files store it: 1e-5 and not 9.99999974e-06."""
-    if abs(value) > np.finfo(np.float32).max or float(np.float32(value)) != value:
+    if abs(value) > _FLOAT32_MAX or float(np.float32(value)) != value:
         return value
     return float(str(np.float32(value)))
 

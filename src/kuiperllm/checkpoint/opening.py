@@ -11,7 +11,7 @@ from kuiperllm.checkpoint.base import Checkpoint, Progress, brief
 from kuiperllm.checkpoint.gguf import GgufCheckpoint
 from kuiperllm.checkpoint.llama2c import Llama2cCheckpoint
 from kuiperllm.checkpoint.mapping import MappedFile
-from kuiperllm.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, open_safetensors_file, open_sharded
+from kuiperllm.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, open_sharded, open_single
 from kuiperllm.errors import CheckpointError, UnsupportedError
 
 SUPPORTED = "safetensors, GGUF, llama2.c .bin"
@@ -47,7 +47,7 @@ def open_checkpoint(
     if os.path.isdir(path):
         return _open_folder(path)
     if os.path.lexists(path):
-        return _open_file(path)
+        return _open_file(path, source=path)
     if isinstance(source, str) and _is_hub_id(source):
         from kuiperllm.checkpoint.hub import download
 
@@ -82,10 +82,11 @@ def recognise(path: Path) -> str | None:
     return None
 
 
-def _open_file(path: Path) -> Checkpoint:
+def _open_file(path: Path, *, source: Path) -> Checkpoint:
+    """Open a file; `source` is what the user named, the file or its folder."""
     kind = recognise(path)
     if kind == "safetensors":
-        return open_safetensors_file(path)
+        return open_single(path, source=source)
     if kind == "gguf":
         return GgufCheckpoint(path)
     if kind == "llama2.c":
@@ -97,14 +98,14 @@ def _open_file(path: Path) -> Checkpoint:
 
 def _open_folder(folder: Path) -> Checkpoint:
     if (folder / SINGLE_FILE).exists():
-        return _open_file(folder / SINGLE_FILE)
+        return _open_file(folder / SINGLE_FILE, source=folder)
     if (folder / INDEX_FILE).exists():
         return open_sharded(folder)
     files = _recognised_files(folder)
     pickles = [path for path, kind in files.items() if kind == "pickle"]
     weights = [path for path, kind in files.items() if kind != "pickle"]
     if len(weights) == 1:
-        return _open_file(weights[0])
+        return _open_file(weights[0], source=folder)
     if weights:
         names = ", ".join(path.name for path in weights[:5])
         raise CheckpointError(

@@ -57,8 +57,10 @@ class SafetensorsCheckpoint(Checkpoint):
             source.file.close()
 
 
-def open_safetensors_file(path: Path) -> SafetensorsCheckpoint:
+def open_single(path: Path, *, source: Path) -> SafetensorsCheckpoint:
     """Open one file with the config.json beside it; a shard opens the checkpoint that it belongs to.
+
+    `source` is what the user named: this file, or its folder.
 
     Raises:
         KuiperError: as `SafetensorsCheckpoint` and `SafetensorsFile`.
@@ -66,8 +68,8 @@ def open_safetensors_file(path: Path) -> SafetensorsCheckpoint:
     index = path.parent / INDEX_FILE
     if path.name != SINGLE_FILE and index.is_file() and path.name in _read_index(index).values():
         return open_sharded(path.parent)
-    source = SafetensorsFile(path)
-    return SafetensorsCheckpoint(path, path.parent, dict.fromkeys(source.entries, source))
+    file = SafetensorsFile(path)
+    return SafetensorsCheckpoint(source, path.parent, dict.fromkeys(file.entries, file))
 
 
 def open_sharded(folder: Path) -> SafetensorsCheckpoint:
