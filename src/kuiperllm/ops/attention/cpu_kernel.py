@@ -1,0 +1,257 @@
+"""CPU kernels of `attention`.
+
+A block of keys is stored transposed, [d][block_size], so that 16 lanes are 16 tokens and a score is a sum
+over d without any sum across lanes; a block of values is [block_size][d], so that 16 lanes are 16 output
+columns. Queries that share a key/value head (the heads of a group, and the tokens of a prefill) are rows of
+one matrix: row = token * REPEATS + head of the group.
+"""
+
+import numpy as np
+
+from kuiperllm.backends.cpu.simd import (
+    add,
+    as_f32p,
+    as_u16p,
+    broadcast,
+    exp,
+    f32p,
+    fma,
+    i32p,
+    i64p,
+    keep_first,
+    load,
+    load_bf16,
+    load_f16,
+    load_first,
+    max_lanes,
+    mul,
+    offset,
+    splat,
+    store,
+    store_bf16,
+    store_f16,
+    store_first,
+    sub,
+    sum_lanes,
+    u8p,
+    vmax,
+    zeros,
+)
+from kuiperllm.backends.cpu.unroll import inline, registers, unroll
+
+# Template parameters.
+FORMAT = 0  # of the cache
+ROWS = 6  # query rows in a register tile
+VECTORS = 2  # vectors of 16 keys in a register tile of scores
+COLUMNS = 4  # vectors of 16 columns in a register tile of outputs
+SPLIT = False  # leave partial results for merge_splits
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+TILE = 24  # query rows that share a pass over the keys
+LOWEST = -1e30  # score of a key that must not be seen; its weight becomes 0
+
+
+@inline
+def load_cached(cache, index):
+    if FORMAT == FLOAT32:
+        return load(as_f32p(cache), index)
+    if FORMAT == FLOAT16:
+        return load_f16(as_u16p(cache), index)
+    return load_bf16(as_u16p(cache), index)
+
+
+@inline
+def scalar_exp(x):
+    return max_lanes(exp(splat(x)))
+
+
+@inline
+def multiply_keys(query, keys, scores, rows, d, size):
+    """scores[row, key] = query[row] . keys[:, key] for one block."""
+    for row in range(0, rows, ROWS):
+        for key in range(0, size, 16 * VECTORS):
+            acc, at = registers(ROWS, VECTORS), registers(ROWS)
+            for r in unroll(ROWS):
+                at[r] = min(row + r, rows - 1) * d
+                for c in unroll(VECTORS):
+                    acc[r, c] = zeros()
+            for i in range(d):
+                column = registers(VECTORS)
+                for c in unroll(VECTORS):
+                    column[c] = load_cached(keys, i * size + key + 16 * c)
+                for r in unroll(ROWS):
+                    x = broadcast(query, at[r] + i)
+                    for c in unroll(VECTORS):
+                        acc[r, c] = fma(x, column[c], acc[r, c])
+            for r in unroll(ROWS):
+                if row + r < rows:
+                    for c in unroll(VECTORS):
+                        if key + 16 * c < size:
+                            store(scores, (row + r) * size + key + 16 * c, acc[r, c])
+
+
+@inline
+def add_values(scores, values, sums, rows, keys, dp, size):
+    """sums[row] += scores[row, :keys] times the values of one block."""
+    for row in range(0, rows, ROWS):
+        for column in range(0, dp, 16 * COLUMNS):
+            acc, at = registers(ROWS, COLUMNS), registers(ROWS)
+            for r in unroll(ROWS):
+                at[r] = min(row + r, rows - 1)
+                for c in unroll(COLUMNS):
+                    acc[r, c] = load(sums, at[r] * dp + min(column + 16 * c, dp - 16))
+            for j in range(keys):
+                value = registers(COLUMNS)
+                for c in unroll(COLUMNS):
+                    value[c] = load_cached(values, j * dp + min(column + 16 * c, dp - 16))
+                for r in unroll(ROWS):
+                    p = broadcast(scores, at[r] * size + j)
+                    for c in unroll(COLUMNS):
+                        acc[r, c] = fma(p, value[c], acc[r, c])
+            for r in unroll(ROWS):
+                if row + r < rows:
+                    for c in unroll(COLUMNS):
+                        if column + 16 * c < dp:
+                            store(sums, at[r] * dp + column + 16 * c, acc[r, c])
+
+
+@inline
+def weigh(scores, row, seen, top, total, sums, dp, size):
+    """Turn a row of scores into weights exp(score - maximum); rescale what was summed if the maximum grew."""
+    largest = splat(np.float32(LOWEST))
+    for key in range(0, size, 16):
+        score = keep_first(load(scores, row * size + key), seen - key, np.float32(LOWEST))
+        store(scores, row * size + key, score)
+        largest = vmax(largest, score)
+    before, highest = top[row], max(top[row], max_lanes(largest))
+    weight = zeros()
+    for key in range(0, size, 16):
+        p = exp(sub(load(scores, row * size + key), splat(highest)))
+        store(scores, row * size + key, p)
+        weight = add(weight, p)
+    if highest > before:
+        shrink = scalar_exp(before - highest)
+        total[row] = total[row] * shrink
+        for column in range(0, dp, 16):
+            store(sums, row * dp + column, mul(load(sums, row * dp + column), splat(shrink)))
+        top[row] = highest
+    total[row] = total[row] + sum_lanes(weight)
+
+
+def attend(
+    q: f32p, keys: u8p, values: u8p, block_table: i32p, query_start: i32p, seq_lens: i32p, out: f32p,
+    scratch: f32p, partial: f32p, kv_heads: int, repeats: int, d: int, dp: int, size: int, tiles: int,
+    splits: int, table_width: int, q_token: int, q_head: int, out_token: int, out_head: int,
+    scratch_stride: int, partial_stride: int, scale: float, begin, end, thread,
+):  # fmt: skip
+    query = offset(scratch, thread * scratch_stride)
+    scores = offset(query, TILE * d)
+    sums = offset(scores, TILE * size)
+    top = offset(sums, TILE * dp)
+    total = offset(top, TILE)
+    item_bytes = 4 if FORMAT == FLOAT32 else 2
+    for item in range(begin, end):
+        split, rest = item % splits, item // splits
+        tile, rest = rest % tiles, rest // tiles
+        head, sequence = rest % kv_heads, rest // kv_heads
+        start = np.int64(query_start[sequence])
+        query_len = np.int64(query_start[sequence + 1]) - start
+        context = np.int64(seq_lens[sequence]) - query_len
+        row0 = tile * TILE
+        rows = min(query_len * repeats - row0, TILE)
+        if rows <= 0:
+            continue
+        for row in range(rows):
+            token, member = (row0 + row) // repeats, (row0 + row) % repeats
+            source = offset(q, (start + token) * q_token + (head * repeats + member) * q_head)
+            for i in range(d):
+                query[row * d + i] = source[i] * scale
+            top[row] = np.float32(LOWEST)
+            total[row] = np.float32(0)
+            for i in range(0, dp, 16):
+                store(sums, row * dp + i, zeros())
+        limit = context + (row0 + rows - 1) // repeats + 1
+        blocks = (limit + size - 1) // size
+        share = (blocks + splits - 1) // splits
+        for index in range(split * share, min(split * share + share, blocks)):
+            block = np.int64(block_table[sequence * table_width + index]) * kv_heads + head
+            block_keys = offset(keys, block * d * size * item_bytes)
+            block_values = offset(values, block * dp * size * item_bytes)
+            multiply_keys(query, block_keys, scores, rows, d, size)
+            for row in range(rows):
+                seen = context + (row0 + row) // repeats + 1 - index * size
+                weigh(scores, row, seen, top, total, sums, dp, size)
+            add_values(scores, block_values, sums, rows, min(limit - index * size, size), dp, size)
+        if SPLIT:
+            mine = offset(partial, item * partial_stride)
+            for row in range(rows):
+                for i in range(0, dp, 16):
+                    store(mine, row * (dp + 2) + i, load(sums, row * dp + i))
+                mine[row * (dp + 2) + dp] = top[row]
+                mine[row * (dp + 2) + dp + 1] = total[row]
+        else:
+            for row in range(rows):
+                token, member = (row0 + row) // repeats, (row0 + row) % repeats
+                to = offset(out, (start + token) * out_token + (head * repeats + member) * out_head)
+                inverse = splat(np.float32(1) / total[row])
+                for i in range(0, d, 16):
+                    store_first(to, i, mul(load(sums, row * dp + i), inverse), d - i)
+
+
+def merge_splits(
+    partial: f32p, out: f32p, kv_heads: int, repeats: int, d: int, dp: int, splits: int,
+    out_token: int, out_head: int, stride: int, begin, end, thread,
+):  # fmt: skip
+    """Combine the pieces of a context: weights relative to the highest maximum. One token per sequence."""
+    for item in range(begin, end):
+        head, sequence = item % kv_heads, item // kv_heads
+        for row in range(repeats):
+            highest = np.float32(LOWEST)
+            for split in range(splits):
+                part = offset(partial, (item * splits + split) * stride + row * (dp + 2))
+                highest = max(highest, part[dp])
+            total = np.float32(0)
+            for split in range(splits):
+                part = offset(partial, (item * splits + split) * stride + row * (dp + 2))
+                total += part[dp + 1] * scalar_exp(part[dp] - highest)
+            to = offset(out, sequence * out_token + (head * repeats + row) * out_head)
+            for i in range(0, d, 16):
+                result = zeros()
+                for split in range(splits):
+                    part = offset(partial, (item * splits + split) * stride + row * (dp + 2))
+                    weight = scalar_exp(part[dp] - highest) / total
+                    result = fma(load(part, i), splat(weight), result)
+                store_first(to, i, result, d - i)
+
+
+def write_kv(
+    k: f32p, v: f32p, slots: i64p, keys: u8p, values: u8p, scratch: u8p, heads: int, d: int, dp: int,
+    size: int, k_token: int, k_head: int, v_token: int, v_head: int, begin, end, thread,
+):  # fmt: skip
+    for item in range(begin, end):
+        head, token = item % heads, item // heads
+        slot = slots[token]
+        if slot < 0:
+            continue
+        block, place = slot // size * heads + head, slot % size
+        key, value = offset(k, token * k_token + head * k_head), offset(v, token * v_token + head * v_head)
+        if FORMAT == FLOAT32:
+            to = offset(as_f32p(keys), block * d * size + place)
+            for i in range(d):
+                to[i * size] = key[i]
+            row = offset(as_f32p(values), (block * size + place) * dp)
+            for i in range(0, d, 16):
+                store(row, i, load_first(value, i, d - i))
+        else:
+            halves = offset(as_u16p(scratch), thread * dp)
+            row16 = offset(as_u16p(values), (block * size + place) * dp)
+            for i in range(0, d, 16):
+                if FORMAT == FLOAT16:
+                    store_f16(halves, i, load_first(key, i, d - i))
+                    store_f16(row16, i, load_first(value, i, d - i))
+                else:
+                    store_bf16(halves, i, load_first(key, i, d - i))
+                    store_bf16(row16, i, load_first(value, i, d - i))
+            to16 = offset(as_u16p(keys), block * d * size + place)
+            for i in range(d):
+                to16[i * size] = halves[i]
