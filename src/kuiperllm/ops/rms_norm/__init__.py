@@ -1,0 +1,130 @@
+"""Root mean square layer normalization (Zhang and Sennrich 2019, arXiv:1910.07467)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuiperllm.core import Tensor
+from kuiperllm.ops.cases import Case
+from kuiperllm.ops.contract import Contract
+from kuiperllm.ops.dispatch import implementation
+
+CONTRACT = Contract("rms_norm", x="... D", weight="D", out="... D")
+ADD_CONTRACT = Contract(
+    "add_rms_norm", writes=("residual", "out"), residual="T D", x="T D", weight="D", out="T D"
+)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
+    """x / sqrt(mean(x²) + eps) * weight, with the mean over each row.
+
+    Args:
+        x: float32 [T, D], or [T, H, d] to normalize each head by itself; rows may be strided, as the heads
+            of a fused query-key-value tensor are.
+        weight: float32 [D], or [d].
+        eps: is added to the mean square, above or equal 0.
+        out: float32 of the shape of `x`, where the result goes; may be `x` (default: a new tensor).
+
+    Raises:
+        ShapeError: the shapes contradict the contract, or x has more than three axes.
+        DTypeError: a tensor is not float32.
+        DeviceError: the tensors live on different devices.
+    """
+    CONTRACT.check(x, weight, out)
+    if out is None:
+        out = Tensor.empty(x.shape, x.dtype, x.device)
+    implementation("rms_norm", x.device).rms_norm(x, weight, eps, out)
+    return out
+
+
+def add_rms_norm(
+    residual: Tensor, x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
+) -> Tensor:
+    """Add `x` to `residual` in place, and normalize the sum: rms_norm(residual + x).
+
+    Args:
+        residual: float32 [T, D], becomes residual + x.
+        x: float32 [T, D].
+        weight: float32 [D].
+        eps: as for `rms_norm`.
+        out: float32 [T, D], where the normalized sum goes; may be `x` (default: a new tensor).
+
+    Raises:
+        ShapeError: the shapes contradict the contract.
+        DTypeError: a tensor is not float32.
+        DeviceError: the tensors live on different devices.
+    """
+    ADD_CONTRACT.check(residual, x, weight, out)
+    if out is None:
+        out = Tensor.empty(x.shape, x.dtype, x.device)
+    implementation("rms_norm", x.device).add_rms_norm(residual, x, weight, eps, out)
+    return out
+
+
+def reference(x: NDArray[Any], weight: NDArray[Any], eps: float) -> NDArray[np.float32]:
+    """The formula in float64."""
+    wide = x.astype(np.float64)
+    scale = 1 / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + eps)
+    result: NDArray[np.float32] = (wide * scale * weight).astype(np.float32)
+    return result
+
+
+def add_reference(
+    residual: NDArray[Any], x: NDArray[Any], weight: NDArray[Any], eps: float
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The new residual, and its norm."""
+    total = residual + x
+    return total, reference(total, weight, eps)
+
+
+def _inputs(*shape: int, padding: int = 0, scale: float = 1.0) -> Any:
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        *leading, width = shape
+        x = rng.standard_normal((*leading, width + padding), np.float32)[..., :width] * np.float32(scale)
+        return {"x": x, "weight": rng.standard_normal(width, np.float32), "eps": 1e-5}
+
+    return make
+
+
+def _heads(tokens: int, heads: int, head_dim: int) -> Any:
+    """The middle heads of a fused tensor."""
+
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        fused = rng.standard_normal((tokens, 3 * heads * head_dim), np.float32)
+        x = fused[:, heads * head_dim : 2 * heads * head_dim].reshape(tokens, heads, head_dim)
+        return {"x": x, "weight": rng.standard_normal(head_dim, np.float32), "eps": 1e-6}
+
+    return make
+
+
+def _with_residual(make_x: Any) -> Any:
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        arguments = make_x(rng)
+        return {"residual": rng.standard_normal(arguments["x"].shape, np.float32), **arguments}
+
+    return make
+
+
+CASES = [
+    Case("one", rms_norm, reference, _inputs(1, 1)),
+    Case("odd", rms_norm, reference, _inputs(3, 37)),
+    Case("strided", rms_norm, reference, _inputs(5, 70, padding=3)),
+    Case("heads", rms_norm, reference, _heads(3, 4, 40)),
+    Case("tiny", rms_norm, reference, _inputs(2, 48, scale=1e-4)),
+    Case("decode", rms_norm, reference, _inputs(1, 2048), benchmark=True),
+    Case("prefill", rms_norm, reference, _inputs(512, 2048), benchmark=True),
+    Case("qk-decode", rms_norm, reference, _heads(1, 16, 128), benchmark=True),
+    Case("qk-prefill", rms_norm, reference, _heads(512, 16, 128), benchmark=True),
+    *(
+        Case(name, add_rms_norm, add_reference, _with_residual(x), writes=("residual",), benchmark=benchmark)
+        for name, x, benchmark in (
+            ("odd", _inputs(3, 37), False),
+            ("strided", _inputs(5, 70, padding=3), False),
+            ("decode", _inputs(1, 2048), True),
+            ("prefill", _inputs(512, 2048), True),
+        )
+    ),
+]
