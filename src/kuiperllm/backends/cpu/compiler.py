@@ -23,7 +23,7 @@ def entry(args, begin, end, thread):
 
 _OPTIONS: dict[str, Any] = {
     "nogil": True,
-    "fastmath": {"contract", "reassoc", "nsz", "arcp"},  # infinities and NaN keep their meaning
+    "fastmath": {"contract", "reassoc", "nsz"},  # infinities and NaN keep their meaning
     "boundscheck": False,
     "error_model": "numpy",
     "no_cpython_wrapper": True,

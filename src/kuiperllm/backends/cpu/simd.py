@@ -440,6 +440,10 @@ half_to_float = _define(
     lambda b, x: b.extract_element(_widen_f16(b, _splat(b, x)), ir.Constant(I32, 0)),
     types.float32, types.uint16,
 )  # fmt: skip
+float_to_half = _define(
+    lambda b, x: b.extract_element(_narrow_f16(b, _splat(b, x)), ir.Constant(I32, 0)),
+    types.uint16, types.float32,
+)  # fmt: skip
 bits_of = _define(lambda b, x: b.bitcast(x, I32), types.int32, types.float32)
 even_bf16 = _define(lambda b, x: b.bitcast(b.shl(x, _constant(VI, 16)), VF), f32x16, i32x16)
 odd_bf16 = _define(lambda b, x: b.bitcast(b.and_(x, _constant(VI, -65536)), VF), f32x16, i32x16)

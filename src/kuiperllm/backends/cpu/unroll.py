@@ -97,7 +97,7 @@ def _specialize(
 
 
 _HELPER_OPTIONS: dict[str, Any] = {
-    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    "fastmath": {"contract", "reassoc", "nsz"},
     "boundscheck": False,
     "error_model": "numpy",
 }
@@ -115,10 +115,11 @@ class _Rewriter(ast.NodeTransformer):
         return node
 
     def visit_Assign(self, node: ast.Assign) -> ast.stmt | None:
-        if _is_call(node.value, "registers"):
-            target = node.targets[0]
-            assert isinstance(target, ast.Name)
-            self.tiles.add(target.id)
+        pairs = [(node.targets[0], node.value)]
+        if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            pairs = list(zip(node.targets[0].elts, node.value.elts, strict=True))
+        if all(_is_call(value, "registers") for _, value in pairs):
+            self.tiles.update(target.id for target, _ in pairs if isinstance(target, ast.Name))
             return None
         self.generic_visit(node)
         return node

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kuiperllm.backends.cpu.features import target
 from kuiperllm.backends.cpu.jit import Kernel
 from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
+from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.ops.linear.weight import LinearWeight, Rows
 from kuiperllm.quant.q8 import Q8Tensor
 
@@ -156,6 +159,9 @@ def packed_sizes(format: str, n: int, k: int, group: int) -> tuple[int, int, int
 
 def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
     """Lay out rows `first` and on; see `LinearWeight.write_rows`."""
+    if weight.format == "q8" and not isinstance(rows, Q8Tensor):
+        _quantize_rows_of(weight, first, rows)
+        return
     values = rows.values if isinstance(rows, Q8Tensor) else rows
     n, k = values.shape
     if weight.format == "bfloat16" and k % 2:
@@ -170,6 +176,29 @@ def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
         launch(_PACK_WORDS, source, packed, n, row_bytes // 4, flip, items=(n + 15) // 16)
     if isinstance(rows, Q8Tensor):
         _write_scales(weight, first, rows)
+
+
+def _quantize_rows_of(weight: LinearWeight, first: int, rows: NDArray[Any]) -> None:
+    assert weight.scales is not None
+    n, k = rows.shape
+    scratch = Tensor.empty((num_threads(), weight.group_size), DType.int8)
+    failed = Tensor.zeros((1,), DType.int32)
+    launch(
+        Kernel(_MODULE, "quantize_pack", GROUP=weight.group_size, FORMAT=_FLOAT_FORMATS[rows.dtype.name]),
+        Tensor.from_numpy(np.ascontiguousarray(rows).view(np.uint8)),
+        weight.data[first * k :],
+        weight.scales[first * (k // weight.group_size) :],
+        *(scratch, failed, n, k),
+        items=(n + 15) // 16,
+    )
+    if failed.item() == 1:
+        raise CheckpointError(
+            "a weight is NaN or infinite; the checkpoint is damaged and cannot be quantized"
+        )
+    if failed.item() == 2:
+        raise UnsupportedError(
+            "a weight is too large for int8 groups, whose scale is float16; run without quantization"
+        )
 
 
 def _write_scales(weight: LinearWeight, first: int, rows: Q8Tensor) -> None:

@@ -17,17 +17,22 @@ from kuiperllm.backends.cpu.simd import (
     add,
     add_i32,
     as_f32p,
+    as_i32p,
     as_u16p,
     broadcast,
     broadcast_4bytes,
+    div,
     dot2_bf16,
     dot4,
     even_bf16,
     f32p,
+    float_to_half,
     fma,
+    half_to_float,
     i8p,
     i32p,
     load,
+    load_bf16,
     load_f16,
     load_first,
     load_i32,
@@ -43,6 +48,7 @@ from kuiperllm.backends.cpu.simd import (
     store_bf16,
     store_first,
     store_i8,
+    sum_lanes,
     sum_lanes_i32,
     to_f32,
     u8p,
@@ -370,3 +376,55 @@ def pack_halves(source: u16p, packed: u16p, n: int, k: int, begin, end, thread):
             else:
                 for j in range(k):
                     out[j * 16 + r] = np.uint16(0)
+
+
+@inline
+def load_source(source, index):
+    if FORMAT == FLOAT32:
+        return load(as_f32p(source), index)
+    if FORMAT == FLOAT16:
+        return load_f16(as_u16p(source), index)
+    return load_bf16(as_u16p(source), index)
+
+
+def quantize_pack(
+    source: u8p, packed: i32p, scales: u16p, scratch: i8p, failed: i32p, n: int, k: int, begin, end, thread
+):
+    """Rows of floating point to blocks of int8 groups with float16 scales, as `quant.q8.quantize_q8` does.
+
+    `failed` becomes 1 if a weight is NaN or infinite, 2 if one is too large for a float16 scale.
+    """
+    groups, flip = k // GROUP, np.int32(-0x7F7F7F80)
+    values = offset(scratch, thread * GROUP)
+    words = as_i32p(values)
+    for block in range(begin, end):
+        out = offset(packed, block * k * 4)
+        for r in range(16):
+            row = block * 16 + r
+            for g in range(groups):
+                at = (block * groups + g) * 16 + r
+                if row >= n:
+                    scales[at] = np.uint16(0)
+                    for j in range(GROUP // 4):
+                        out[(g * GROUP // 4 + j) * 16 + r] = flip
+                    continue
+                first = row * k + g * GROUP
+                largest, poison = zeros(), zeros()
+                for j in range(0, GROUP, 16):
+                    v = load_source(source, first + j)
+                    largest, poison = vmax(largest, vabs(v)), fma(v, zeros(), poison)
+                top, check = max_lanes(largest), sum_lanes(poison)
+                if not check == np.float32(0):
+                    failed[0] = np.int32(1)
+                elif top > np.float32(127 * 65504):
+                    failed[0] = np.int32(2)
+                half = float_to_half(top / np.float32(127))
+                if half_to_float(half) * np.float32(127.5) < top:
+                    half = np.uint16(half + np.uint16(1))
+                scale = half_to_float(half)
+                divisor = splat(scale if scale > np.float32(0) else np.float32(1))
+                for j in range(0, GROUP, 16):
+                    store_i8(values, j, round_to_i32(div(load_source(source, first + j), divisor)))
+                scales[at] = half
+                for j in range(GROUP // 4):
+                    out[(g * GROUP // 4 + j) * 16 + r] = np.int32(words[j] ^ flip)

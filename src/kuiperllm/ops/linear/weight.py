@@ -105,14 +105,18 @@ class LinearWeight:
 
         Args:
             first: number of the first of them; a multiple of 16.
-            rows: in this weight's format; their number is a multiple of 16 unless they are the last.
+            rows: in this weight's format, or floating point, which int8 groups with float16 scales round
+                to themselves. Their number is a multiple of 16 unless they are the last.
 
         Raises:
             ShapeError: the rows do not fit.
             DTypeError: the rows are of another format.
+            CheckpointError: a weight to be rounded is NaN or infinite.
+            UnsupportedError: a weight to be rounded is too large.
         """
         found = "q8" if isinstance(rows, Q8Tensor) else rows.dtype.name
-        if found != self.format:
+        rounds = self.scales is not None and self.scales.dtype is DType.float16 and found in FORMATS[:3]
+        if found != self.format and not rounds:
             raise DTypeError(f"linear: cannot write {found} rows to {self.format} weights")
         count, columns = rows.shape
         after = first + count

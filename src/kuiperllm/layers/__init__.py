@@ -1,0 +1,7 @@
+"""Layers own weights and call operators. Models are made of them."""
+
+from kuiperllm.layers.basic import Embedding, Linear, RMSNorm, RotaryEmbedding
+from kuiperllm.layers.blocks import SelfAttention, SwiGLU
+from kuiperllm.layers.weights import WeightLoader
+
+__all__ = ["Embedding", "Linear", "RMSNorm", "RotaryEmbedding", "SelfAttention", "SwiGLU", "WeightLoader"]

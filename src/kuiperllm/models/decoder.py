@@ -1,0 +1,112 @@
+"""The decoder that all supported families are: Llama, with the differences stated by keyword."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kuiperllm.config import ModelConfig
+from kuiperllm.core import Tensor
+from kuiperllm.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SelfAttention, SwiGLU, WeightLoader
+from kuiperllm.ops.attention import Batch, LayerCache
+
+
+class DecoderLayer:
+    """Attention, then feed-forward, each on normalized input and added to the residual stream."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightLoader,
+        name: str,
+        rotary: RotaryEmbedding,
+        *,
+        qkv_bias: bool,
+        o_bias: bool,
+        qk_norm: bool,
+    ) -> None:
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(weights, f"{name}.input_layernorm", hidden, eps)
+        self.self_attn = SelfAttention(
+            config, weights, f"{name}.self_attn", rotary, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm
+        )
+        self.post_attention_layernorm = RMSNorm(weights, f"{name}.post_attention_layernorm", hidden, eps)
+        self.mlp = SwiGLU(config, weights, f"{name}.mlp", bias=config.mlp_bias)
+
+    def __call__(self, residual: Tensor, cache: LayerCache, batch: Batch) -> None:
+        """Update the residual stream [T, D] in place."""
+        self.self_attn(self.input_layernorm(residual), residual, cache, batch)
+        self.mlp(self.post_attention_layernorm(residual), residual)
+
+
+class Decoder:
+    """A decoder-only transformer with grouped-query attention, RMSNorm, SwiGLU and rotary positions.
+
+    Args:
+        config: the shape.
+        weights: where the tensors come from.
+        qkv_bias: q, k and v projections have biases.
+        o_bias: the attention's output projection has one.
+        qk_norm: each head of q and k is normalized before it is rotated.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: WeightLoader,
+        *,
+        qkv_bias: bool = False,
+        o_bias: bool = False,
+        qk_norm: bool = False,
+    ) -> None:
+        self.config = config
+        self.device = weights.device
+        vocab, hidden = config.vocab_size, config.hidden_size
+        table = weights.matrix(["model.embed_tokens"], [vocab], hidden)
+        self.embed_tokens = Embedding(table)
+        self.rotary = RotaryEmbedding(config, weights.device)
+        self.layers = [
+            DecoderLayer(
+                config,
+                weights,
+                f"model.layers.{index}",
+                self.rotary,
+                qkv_bias=qkv_bias,
+                o_bias=o_bias,
+                qk_norm=qk_norm,
+            )
+            for index in range(config.num_hidden_layers)
+        ]
+        self.norm = RMSNorm(weights, "model.norm", hidden, config.rms_norm_eps)
+        tied = config.tie_word_embeddings or "lm_head.weight" not in weights
+        self.lm_head = Linear(table) if tied else Linear.load(weights, ["lm_head"], [vocab], hidden)
+        self.weight_bytes = weights.packed_bytes
+        """Memory that all weights take."""
+        self.bytes_per_token = self.weight_bytes - (0 if tied else table.nbytes)
+        """Weights that a decode step reads: all but an embedding that is only looked up."""
+
+    def forward(self, input_ids: Tensor, caches: Sequence[LayerCache], batch: Batch) -> Tensor:
+        """One pass over T tokens of S sequences: logits [S, V] for what follows each sequence's last token.
+
+        Args:
+            input_ids: int32 [T].
+            caches: keys and values of each layer; those of these tokens are added.
+            batch: which tokens belong to which sequence, and where their keys and values go.
+        """
+        residual = self.embed_tokens(input_ids)  # [T, D]
+        for layer, cache in zip(self.layers, caches, strict=True):
+            layer(residual, cache, batch)
+        last = _last_tokens(residual, batch)  # [S, D]
+        return self.lm_head(self.norm(last))  # [S, V]
+
+
+def _last_tokens(residual: Tensor, batch: Batch) -> Tensor:
+    """The rows [S, D] of the last token of each sequence."""
+    tokens, sequences = residual.shape[0], batch.seq_lens.shape[0]
+    if tokens == sequences:
+        return residual
+    if sequences == 1:
+        return residual[tokens - 1 :]
+    last = Tensor.empty((sequences, residual.shape[1]), residual.dtype, residual.device)
+    for row, end in enumerate(batch.query_start_loc.numpy()[1:]):
+        last[row].copy_(residual[int(end) - 1])
+    return last
