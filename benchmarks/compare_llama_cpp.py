@@ -1,0 +1,280 @@
+"""KuiperLLM against llama.cpp on the CPU, side by side in one run.
+
+    python benchmarks/compare_llama_cpp.py                  # both shapes, q8 and bf16, 5 rounds, 2 threads
+    python benchmarks/compare_llama_cpp.py --formats q8 --rounds 9
+    python benchmarks/compare_llama_cpp.py --only llama.cpp # the peer alone
+
+Models of random weights in the shapes of `benchmarks/configs/*.json`; the whole network with attention and
+the output projection over the whole vocabulary. Two figures each:
+
+* prefill: prompt tokens / seconds from the token ids of a prompt (512) to its first output token, with an
+  empty KV cache; logits of the last token only.
+* decode: tokens / seconds of greedy tokens (64), one forward pass each, after a prompt (128) that is not
+  timed.
+
+Timed on both sides: the forward pass, and the argmax over the last token's logits. Not timed: loading,
+compiling, packing, clearing the cache, text. Each engine lives in its own process with the model loaded and
+sleeps while another works. A round is: bandwidth, llama.cpp prefill, KuiperLLM prefill, llama.cpp decode,
+KuiperLLM decode; each engine has run both once before the first round. What counts is the median of the
+ratios taken within each round, and that on a quiet machine only: the work of other programs is measured and
+printed with every figure.
+
+llama.cpp runs at its best: built for this processor (`peers.py`), its C API called directly, the prompt as
+one batch, n_ubatch = n_batch (smaller ones were no faster), flash attention on (prefill gained 5-13 %, decode
+nothing), the file memory-mapped (reading it into huge pages was no faster), glibc told to back large buffers
+with huge pages. Its weights: every matrix Q8_0 (blocks of 32 with a float16 scale), or BF16, or F16, the tied
+embedding included; its KV cache is float16. On x86 it repacks Q8_0 for AMX only; without AMX, prefill is
+llamafile's 256-bit AVX-VNNI kernel, decode a dot product per row.
+
+Needs a C++ compiler and a few GB in the scratch folder. With GCC 12.2 on a processor with AMX llama.cpp's AMX
+kernels crash, because that compiler miscompiles `_tile_loadconfig`: set CC and CXX to another one (and delete
+the scratch folder if it was built before).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from machine import OtherLoad, compiler_version, processor
+from peers import Peers, say
+from workers import Worker
+
+HERE = Path(__file__).parent
+PEER, OURS = "llama.cpp", "KuiperLLM"
+Samples = dict[str, dict[str, list[Any]]]
+SETTLE_S = 0.2  # lets spinning threads of the engine that just worked fall asleep
+
+
+@dataclass(frozen=True)
+class Format:
+    """One weight format on both sides."""
+
+    gguf: str
+    quant: str | None
+    dtype: str
+    group_size: int = 64
+    bytes_per_weight: float = 2.0
+
+
+FORMATS = {
+    "q8": Format(gguf="Q8_0", quant="q8", dtype="bfloat16", bytes_per_weight=34 / 32),
+    "bf16": Format(gguf="BF16", quant=None, dtype="bfloat16"),
+    "f16": Format(gguf="F16", quant=None, dtype="float16"),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured at one place of the table."""
+
+    config: Path
+    format_name: str
+
+    @property
+    def format(self) -> Format:
+        return FORMATS[self.format_name]
+
+
+def weight_bytes(config: dict[str, Any], bytes_per_weight: float) -> int:
+    """Bytes of matrices that one decoded token reads: all layers and the output projection."""
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    heads = 2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"]
+    per_layer = hidden * (heads * head_dim + 3 * ffn)
+    weights = config["num_hidden_layers"] * per_layer + config["vocab_size"] * hidden
+    return int(weights * bytes_per_weight)
+
+
+def load(workers: dict[str, Worker], cell: Cell, peers: Peers, args: argparse.Namespace) -> None:
+    """Load the cell's model in every engine."""
+    if PEER in workers:
+        workers[PEER].ask(
+            "load",
+            path=str(peers.gguf(cell.config, cell.format.gguf)),
+            threads=args.threads,
+            context=max(args.prefill, args.prompt + args.tokens),
+            batch=max(args.prefill, args.prompt),
+            flash_attn=args.llama_flash_attn,
+            load_mode=args.llama_load_mode,
+        )
+    if OURS in workers:
+        workers[OURS].ask(
+            "load",
+            config=json.loads(cell.config.read_text()),
+            quant=cell.format.quant,
+            group_size=cell.format.group_size,
+            dtype=cell.format.dtype,
+            threads=args.threads,
+        )
+
+
+def measure(workers: dict[str, Worker], bandwidth: Worker, args: argparse.Namespace) -> Samples:
+    """All samples of a cell: seconds per engine and figure, bytes per second of the machine."""
+    samples: Samples = {name: {"prefill": [], "decode": []} for name in workers}
+    samples["machine"] = {"read_bandwidth": [], "other_load": []}
+    other_load = OtherLoad([worker.process.pid for worker in (bandwidth, *workers.values())])
+    for round_number in range(-1, args.rounds):  # round -1 warms up
+        read = bandwidth.ask("read_bandwidth", threads=args.threads)
+        taken: list[tuple[str, str, Any]] = [("machine", "read_bandwidth", read)]
+        for name, worker in workers.items():
+            time.sleep(SETTLE_S)
+            taken.append((name, "prefill", worker.ask("prefill", tokens=args.prefill)))
+        for name, worker in workers.items():
+            time.sleep(SETTLE_S)
+            taken.append((name, "decode", worker.ask("decode", prompt=args.prompt, tokens=args.tokens)))
+        taken.append(("machine", "other_load", other_load.restart()))
+        if round_number >= 0:
+            for name, figure, value in taken:
+                samples[name][figure].append(value)
+    return samples
+
+
+def speeds(samples: dict[str, list[Any]], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Tokens per second of every round."""
+    return {
+        "prefill": [args.prefill / seconds for seconds in samples["prefill"]],
+        "decode": [len(tokens) / sum(tokens) for tokens in samples["decode"]],
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and extremes."""
+    return {"median": median(values), "min": min(values), "max": max(values)}
+
+
+def summarize(cell: Cell, samples: Samples, args: argparse.Namespace) -> dict[str, Any]:
+    """Medians, extremes, ratios within rounds, and how much of the bandwidth decode reaches."""
+    engines = {name: speeds(taken, args) for name, taken in samples.items() if name != "machine"}
+    read = samples["machine"]["read_bandwidth"]
+    weights = weight_bytes(json.loads(cell.config.read_text()), cell.format.bytes_per_weight)
+    summary: dict[str, Any] = {
+        "other_load_processors": spread(samples["machine"]["other_load"]),
+        "read_bandwidth_bytes_per_s": spread(read),
+        "weight_bytes_per_token": weights,
+        "tokens_per_s": {
+            name: {figure: spread(values) for figure, values in taken.items()}
+            for name, taken in engines.items()
+        },
+        "decode_share_of_bandwidth": {
+            name: spread(
+                [speed * weights / limit for speed, limit in zip(taken["decode"], read, strict=True)]
+            )
+            for name, taken in engines.items()
+        },
+    }
+    if {PEER, OURS} <= engines.keys():
+        ours, theirs = engines[OURS], engines[PEER]
+        summary["ratio"] = {
+            figure: spread([a / b for a, b in zip(ours[figure], theirs[figure], strict=True)])
+            for figure in ("prefill", "decode")
+        }
+    return summary
+
+
+def show(cell: Cell, summary: dict[str, Any]) -> None:
+    """Print one cell of the result as text."""
+
+    def text(values: dict[str, float], digits: int = 1, scale: float = 1) -> str:
+        middle, low, high = (f"{values[key] * scale:.{digits}f}" for key in ("median", "min", "max"))
+        return f"{middle} ({low}-{high})"
+
+    read = text(summary["read_bandwidth_bytes_per_s"], scale=1e-9)
+    other = text(summary["other_load_processors"], digits=2)
+    print(f"\n{cell.config.stem} {cell.format_name} (GGUF {cell.format.gguf}): median (min-max) of rounds")
+    print(f"  read bandwidth {read} GB/s; processors taken by other programs {other}")
+    print(f"  {'':10}{'prefill, tokens/s':>22}{'decode, tokens/s':>22}{'% of bandwidth':>20}")
+    for name, figures in summary["tokens_per_s"].items():
+        share = text(summary["decode_share_of_bandwidth"][name], digits=0, scale=100)
+        print(f"  {name:10}{text(figures['prefill']):>22}{text(figures['decode']):>22}{share:>20}")
+    if ratio := summary.get("ratio"):
+        print(f"  {'ratio':10}{text(ratio['prefill'], 2):>22}{text(ratio['decode'], 2):>22}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scratch", type=Path, default=HERE.parent / "scratch" / "peers")
+    parser.add_argument("--configs", type=Path, nargs="+", default=sorted((HERE / "configs").glob("*.json")))
+    parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["q8", "bf16"])
+    parser.add_argument("--only", choices=(PEER, OURS), help="measure one engine, without ratios")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prefill", type=int, default=512, help="tokens of the prefill")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens in front of the decode")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens decoded")
+    parser.add_argument("--llama-flash-attn", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--llama-load-mode", choices=("mmap", "read"), default="mmap")
+    parser.add_argument("--output", type=Path, help="JSON file (default: results/<date>-cpu-llama-cpp.json)")
+    args = parser.parse_args()
+    for name in ("rounds", "threads", "prefill", "prompt", "tokens"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1")
+    for config in args.configs:
+        if not config.is_file():
+            parser.error(f"{config} does not exist")
+    return args
+
+
+def main() -> None:
+    args = parse_args()
+    today = datetime.date.today().isoformat()
+    output = args.output or HERE / "results" / f"{today}-cpu-llama-cpp.json"
+    peers = Peers(args.scratch)
+    peers.prepare()
+    commands: dict[str, Sequence[object]] = {
+        PEER: [peers.python, HERE / "worker_llama_cpp.py"],
+        OURS: [sys.executable, HERE / "worker_kuiper.py"],
+    }
+    environments = {PEER: {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, OURS: {}}
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str, command: Sequence[object], env: dict[str, str]) -> Worker:
+            return stack.enter_context(Worker(name, command, peers.logs / f"{name}.log", env))
+
+        workers = {
+            name: start(name, command, environments[name])
+            for name, command in commands.items()
+            if args.only in (None, name)
+        }
+        bandwidth_command = [peers.python, HERE / "worker_bandwidth.py", peers.read_bandwidth_library]
+        bandwidth = start("bandwidth", bandwidth_command, {})
+        result: dict[str, Any] = {
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "processor": processor(),
+            "system": platform.platform(),
+            "compiler": compiler_version(),
+            "settings": {k: v for k, v in vars(args).items() if not isinstance(v, Path | list)},
+            "engines": {name: worker.ask("info") for name, worker in workers.items()},
+            "cells": [],
+        }
+        for config in args.configs:
+            for format_name in args.formats:
+                cell = Cell(config, format_name)
+                say(f"measuring {config.stem} {format_name}")
+                load(workers, cell, peers, args)
+                samples = measure(workers, bandwidth, args)
+                summary = summarize(cell, samples, args)
+                show(cell, summary)
+                where = {"config": config.stem, "format": format_name, "gguf": cell.format.gguf}
+                result["cells"].append(where | summary | {"samples": samples})
+                for worker in workers.values():
+                    worker.ask("unload")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"\nwritten to {output}")
+
+
+if __name__ == "__main__":
+    main()
