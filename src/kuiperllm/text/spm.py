@@ -104,6 +104,8 @@ def _for_native(model: SpmModel, where: str) -> SpmModel:
             text, kind = f"[empty token {token_id}]", PieceType.UNUSED
         elif kind is PieceType.BYTE or (kind is PieceType.UNKNOWN and token_id != unknown):
             kind = PieceType.CONTROL  # never matched in a text
+        if not math.isfinite(score):
+            raise TokenizerError(f"{where}: token {token_id} has the score {score}")
         if "\0" in text:
             raise TokenizerError(f"{where}: token {token_id} contains a zero byte")
         if (first := seen.setdefault(text, token_id)) != token_id:

@@ -8,7 +8,6 @@ can be made from a vocabulary that came in another format.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -193,8 +192,8 @@ def _check_normalization(blob: bytes, where: str) -> None:
     units = np.frombuffer(blob, np.uint32, size // 4, offset=4)
     offsets = (units >> 10) << ((units & 0x200) >> 6)
     reached = np.arange(len(units), dtype=np.uint32) ^ offsets
-    # Units with the top bit hold a value; their offset is never followed, but bounding it costs nothing.
-    leads = units >> 31 == 0
+    leads = units >> 31 == 0  # the others hold a value, and are never followed except at the root
+    leads[0] = True
     if np.any((reached[leads] | 0xFF) >= len(units)):
         raise problem
     leaves = units[reached[leads & (units & 0x100 != 0)]] & 0x7FFFFFFF
@@ -206,15 +205,9 @@ def _check_normalization(blob: bytes, where: str) -> None:
 
 
 def serialize(model: SpmModel) -> bytes:
-    """A `ModelProto` that the native library reads.
-
-    Raises:
-        TokenizerError: a score is not finite.
-    """
+    """A `ModelProto` that the native library reads."""
     out = bytearray()
     for piece in model.pieces:
-        if not math.isfinite(piece.score):
-            raise TokenizerError(f"token {piece.text!r} has the score {piece.score}")
         body = _bytes_field(1, piece.text.encode("utf-8"))
         body += b"\x15" + struct.pack("<f", piece.score)
         if piece.kind is not PieceType.NORMAL:

@@ -166,7 +166,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         self.filters |= {
             "tojson": _tojson,
             "replace": lambda text, *args, **kw: self.charged(_replace(str(text), *args, **kw)),
-            "join": _charging(FILTERS["join"], before=_join_cost),
+            "join": _charging(update_wrapper(_join, FILTERS["join"])),
             "indent": _charging(FILTERS["indent"], before=_padding_cost),
             "center": _charging(FILTERS["center"], before=_padding_cost),
             "batch": _charging(FILTERS["batch"], before=_padding_cost),
@@ -223,6 +223,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 budget.spend(len(arg))
         method = getattr(__obj, "__wrapped__", __obj)
         if isinstance(method, BuiltinMethodType) and isinstance(method.__self__, str | bytes | int):
+            if method.__name__ == "join" and args:
+                args = (list(args[0]), *args[1:])
             _check_method(method.__self__, method.__name__, args, kwargs)
         result = super().call(__context, __obj, *args, **kwargs)
         return budget.charge(result)
@@ -252,20 +254,15 @@ def _check_method(owner: str | bytes | int, name: str, args: tuple[Any, ...], kw
         _active.get().charge([*args, *kwargs.values()])
     elif name == "replace" and len(args) >= 2:
         _replace_cost(owner, args[0], args[1])
-    elif name == "join":
-        _active.get().spend(sum(len(owner) + len(p) for p in args[0]) if _sized(args) else len(owner))
+    elif name == "join" and args:
+        _active.get().spend(len(args[0]) * len(owner))
+        _active.get().charge(args[0])
     else:
         numbers = [abs(value) for value in (*args, *kwargs.values()) if isinstance(value, int)]
         if name in ("center", "ljust", "rjust", "zfill"):
             _active.get().spend(len(owner) + max(numbers, default=0))
         elif name == "expandtabs":
             _active.get().spend(len(owner) * (8 + max(numbers, default=0)))
-
-
-def _sized(args: tuple[Any, ...]) -> bool:
-    return (
-        bool(args) and isinstance(args[0], list | tuple) and all(isinstance(p, str | bytes) for p in args[0])
-    )
 
 
 # --- filters ----------------------------------------------------------------------------------------------
@@ -322,10 +319,11 @@ def _replace_cost(text: str | bytes, old: Any, new: Any) -> None:
         _active.get().spend(len(text) + text.count(old) * len(new))  # type: ignore[arg-type]
 
 
-def _join_cost(context: Any, value: Any, d: Any = "", attribute: Any = None) -> None:
-    if isinstance(value, str | list | tuple):
-        _active.get().spend(len(value) * len(str(d)))
-        _active.get().charge(value)
+def _join(context: Any, value: Iterable[Any], d: Any = "", attribute: Any = None) -> str:
+    parts = list(value)
+    _active.get().spend(len(parts) * len(str(d)))
+    _active.get().charge(parts)
+    return FILTERS["join"](context, parts, d, attribute)  # type: ignore[no-any-return]
 
 
 def _padding_cost(value: Any, *args: Any, **kwargs: Any) -> None:
