@@ -238,6 +238,11 @@ GGUF = {
         "num_attention_heads=-1",
     ),
     "key missing": (raw_gguf({"llama.block_count": None}), "ConfigError", "llama.block_count is missing"),
+    "tokens that are numbers": (
+        raw_gguf({"tokenizer.ggml.tokens": ("raw", u32(ARRAY, 4) + u64(2) + u32(1, 2))}),
+        "CheckpointError",
+        "tokenizer.ggml.tokens must hold strings, not [1, 2]",
+    ),
     "key of wrong type": (
         raw_gguf({"llama.block_count": ("str", "1")}),
         "ConfigError",

@@ -128,6 +128,11 @@ def test_files_that_are_no_checkpoint(tmp_path):
         UnsupportedError, match=r"notes\.txt: is no checkpoint .*; supported: safetensors, GGUF"
     ):
         open_checkpoint(text)
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(
+        CheckpointError, match="is a pointer of Git LFS, not the file itself; run git lfs pull"
+    ):
+        open_checkpoint(tmp_path)
     empty = tmp_path / "empty"
     empty.touch()
     with pytest.raises(CheckpointError, match="the file is empty"):

@@ -156,6 +156,10 @@ def _refuse_unsupported(keys: _Keys) -> None:
 def _vocab_size(keys: _Keys) -> int:
     tokens = keys.gguf.metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and tokens:
+        if not isinstance(tokens[0], str):
+            raise CheckpointError(
+                f"{keys.where}: tokenizer.ggml.tokens must hold strings, not {brief(tokens)}"
+            )
         return len(tokens)
     embedding = keys.gguf.tensors.get("token_embd.weight")
     return keys.integer("vocab_size", default=embedding.shape[0] if embedding else None)

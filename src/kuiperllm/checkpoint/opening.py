@@ -20,6 +20,7 @@ MAX_FILES_LOOKED_AT = 1000
 # torch.save writes a ZIP archive, and before that a bare pickle.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")
 _PICKLE_REASON = "holds a Python pickle, which can run code and is never loaded; convert it to safetensors"
+_GIT_LFS = b"version https://git-lfs"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _FILE_SUFFIXES = (".gguf", ".bin", ".safetensors", ".pth", ".pt", ".json", ".model")
 
@@ -62,7 +63,7 @@ def _is_hub_id(source: str) -> bool:
 
 
 def recognise(path: Path) -> str | None:
-    """The format of a file from its first bytes: `safetensors`, `gguf`, `llama2.c`, `pickle`, or None.
+    """The format by the first bytes: `safetensors`, `gguf`, `llama2.c`, `pickle`, `git-lfs`, or None.
 
     Raises:
         CheckpointError: the file cannot be read or is empty.
@@ -77,6 +78,8 @@ def recognise(path: Path) -> str | None:
         return "llama2.c"
     if start.startswith(_PICKLES):
         return "pickle"
+    if start.startswith(_GIT_LFS):
+        return "git-lfs"
     if start[8:9] == b"{":
         return "safetensors"
     return None
@@ -93,6 +96,8 @@ def _open_file(path: Path, *, source: Path) -> Checkpoint:
         return Llama2cCheckpoint(path)
     if kind == "pickle":
         raise UnsupportedError(f"{path}: {_PICKLE_REASON}")
+    if kind == "git-lfs":
+        raise CheckpointError(f"{path}: is a pointer of Git LFS, not the file itself; run git lfs pull")
     raise UnsupportedError(f"{path}: is no checkpoint of a known format; supported: {SUPPORTED}")
 
 
