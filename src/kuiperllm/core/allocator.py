@@ -145,6 +145,11 @@ class PrivatePool:
     def __del__(self) -> None:
         self._retired.append(self.pool)
 
+    def owns(self, buffer: Buffer) -> bool:
+        """Whether the memory of a buffer came from this pool."""
+        owner = buffer.owner()
+        return isinstance(owner, _Lease) and owner.block.pool is self.pool
+
 
 class Allocator:
     """A caching pool over one memory source; host and GPU memory alike; safe to use from several threads.

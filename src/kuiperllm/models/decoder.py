@@ -85,7 +85,7 @@ class Decoder:
         """Weights that a decode step reads: all but an embedding that is only looked up."""
 
     def forward(self, input_ids: Tensor, caches: Sequence[LayerCache], batch: Batch) -> Tensor:
-        """One pass over T tokens of S sequences: logits [S, V] for what follows each sequence's last token.
+        """One pass over T tokens of S sequences; returns what `logits` turns into logits, [T, D].
 
         Args:
             input_ids: int32 [T].
@@ -95,6 +95,10 @@ class Decoder:
         residual = self.embed_tokens(input_ids)  # [T, D]
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(residual, cache, batch)
+        return residual
+
+    def logits(self, residual: Tensor, batch: Batch) -> Tensor:
+        """Logits [S, V] for what follows the last token of each sequence."""
         last = _last_tokens(residual, batch)  # [S, D]
         return self.lm_head(self.norm(last))  # [S, V]
 

@@ -22,7 +22,9 @@ import numpy as np
 from kuiperllm.backends.cpu.features import physical_cores
 from kuiperllm.backends.cpu.jit import Kernel
 from kuiperllm.config import settings
-from kuiperllm.core.device import Graph
+from kuiperllm.core.allocator import PrivatePool
+from kuiperllm.core.device import Device, Graph
+from kuiperllm.core.memory import Buffer
 from kuiperllm.core.tensor import Tensor
 from kuiperllm.errors import DeviceError
 
@@ -39,15 +41,18 @@ Argument = Tensor | int | float
 class CpuGraph(Graph):
     """Captured launches and everything they read and write, kept alive for as long as the graph."""
 
-    def __init__(self) -> None:
+    def __init__(self, pool: PrivatePool) -> None:
+        self._pool = pool
         self._launches: list[tuple[int, bytes, int, int]] = []
-        self._keep: list[object] = []
+        self._keep: dict[int, Buffer] = {}
         self._program: _Program | None = None
 
     def record(self, kernel: Kernel, arguments: tuple[Argument, ...], items: int, grain: int) -> None:
         """Add a launch."""
         self._launches.append((kernel.address, kernel.pack(*_raw(arguments)), items, grain))
-        self._keep.extend(a.buffer for a in arguments if isinstance(a, Tensor))
+        for argument in arguments:
+            if isinstance(argument, Tensor) and not self._pool.owns(argument.buffer):
+                self._keep[id(argument.buffer)] = argument.buffer
 
     def replay(self) -> None:
         """Run the captured launches again, on the same memory."""
@@ -197,17 +202,21 @@ def launch(kernel: Kernel, *arguments: Argument, items: int, grain: int = 1) -> 
 def capture() -> Iterator[CpuGraph]:
     """Record launches into a graph instead of running them.
 
+    What is allocated meanwhile comes from a pool that belongs to the graph: memory that an operator gives up
+    serves the next one, and nothing else.
+
     Raises:
         DeviceError: a capture is already under way.
     """
     global _recording
     if _recording is not None:
         raise DeviceError("a graph is already being captured; finish it first")
-    _recording = graph = CpuGraph()
-    try:
-        yield graph
-    finally:
-        _recording = None
+    with Device("cpu").allocator.private_pool() as pool:
+        _recording = graph = CpuGraph(pool)
+        try:
+            yield graph
+        finally:
+            _recording = None
 
 
 def _forget_team() -> None:

@@ -1,0 +1,50 @@
+"""The keys and values of all layers, and what they cost."""
+
+from __future__ import annotations
+
+from kuiperllm.config import ModelConfig
+from kuiperllm.core import Device, DType
+from kuiperllm.ops.attention import LayerCache
+
+
+def bytes_per_token(config: ModelConfig, dtype: DType) -> int:
+    """What one token adds to the cache, in bytes (padding of odd head sizes left out)."""
+    return 2 * config.num_hidden_layers * config.kv_size * dtype.itemsize
+
+
+class KVCache:
+    """One `LayerCache` per layer; grows by copying into larger ones.
+
+    Args:
+        config: the shape of the model.
+        block_size: tokens in a block.
+        dtype: of keys and values.
+        device: where they live.
+    """
+
+    def __init__(self, config: ModelConfig, block_size: int, dtype: DType, device: Device) -> None:
+        self.dtype = dtype
+        self.block_size = block_size
+        self.num_blocks = 0
+        self.layers: list[LayerCache] = [
+            LayerCache.empty(0, block_size, config.num_key_value_heads, config.head_dim, dtype, device)
+            for _ in range(config.num_hidden_layers)
+        ]
+
+    def reserve(self, num_blocks: int) -> bool:
+        """Hold at least so many blocks; whether the caches had to be replaced for that.
+
+        Raises:
+            OutOfMemoryError: the device has not enough memory.
+        """
+        if num_blocks <= self.num_blocks:
+            return False
+        for index, layer in enumerate(self.layers):  # one at a time: the old one is given up at once
+            self.layers[index] = layer.grown(num_blocks)
+        self.num_blocks = num_blocks
+        return True
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values."""
+        return sum(layer.nbytes for layer in self.layers)

@@ -1,0 +1,145 @@
+"""Runs the model for the sequences of a step. The only part of the engine that makes tensors."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kuiperllm.core import DType, Tensor
+from kuiperllm.core.device import Graph
+from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.scheduler import Step
+from kuiperllm.engine.sequence import Sequence
+from kuiperllm.models import Decoder
+from kuiperllm.ops.attention import Batch
+
+_GROWTH_TOKENS = 512  # the table of rotary angles grows in steps of this many positions
+
+
+class Runner:
+    """Prefill runs operator by operator; decoding is captured once per batch size and replayed.
+
+    Args:
+        model: what to run.
+        cache: the keys and values of its layers.
+        max_model_len: the longest sequence there will be.
+    """
+
+    def __init__(self, model: Decoder, cache: KVCache, max_model_len: int) -> None:
+        self.model = model
+        self.cache = cache
+        self.max_model_len = max_model_len
+        self._decoders: dict[int, _DecodeGraph] = {}
+        self._table_width = 0
+
+    def run(self, step: Step, num_blocks: int) -> Tensor:
+        """Process the tokens of a step.
+
+        Args:
+            step: sequences whose blocks suffice for these tokens.
+            num_blocks: how many blocks there are in all.
+
+        Returns:
+            float32 [S, V], valid until the next call: the logits after the last token of each sequence.
+        """
+        self._reserve(step, num_blocks)
+        if step.is_decode:
+            size = len(step.sequences)
+            if size not in self._decoders:
+                self._decoders[size] = _DecodeGraph(self.model, self.cache, size, self._table_width)
+            logits = self._decoders[size].run(step.sequences)
+        else:
+            logits = self._prefill(step.sequences[0], step.num_tokens)
+        for sequence in step.sequences:
+            sequence.num_computed += step.num_tokens
+        return logits
+
+    def _reserve(self, step: Step, num_blocks: int) -> None:
+        """Make cache and tables large enough; what was captured on smaller ones is thrown away."""
+        tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
+        moved = self.cache.reserve(num_blocks)
+        if tokens > self.model.rotary.num_positions:
+            target = max(2 * self.model.rotary.num_positions, -(-tokens // _GROWTH_TOKENS) * _GROWTH_TOKENS)
+            self.model.rotary.reserve(min(target, max(tokens, self.max_model_len)))
+            moved = True
+        width = max(len(sequence.blocks) for sequence in step.sequences)
+        if width > self._table_width:
+            self._table_width = max(2 * self._table_width, width)
+            moved = True
+        if moved:
+            self._decoders.clear()
+
+    def _prefill(self, sequence: Sequence, num_tokens: int) -> Tensor:
+        first, size = sequence.num_computed, self.cache.block_size
+        places = np.arange(first, first + num_tokens, dtype=np.int64)
+        blocks = np.array(sequence.blocks, np.int32)
+        ids = [sequence.token(place) for place in range(first, first + num_tokens)]
+        device = self.model.device
+
+        def put(values: object, dtype: type) -> Tensor:
+            return Tensor.from_numpy(np.asarray(values, dtype)).to(device)
+
+        batch = Batch(
+            positions=put(places, np.int32),
+            slot_mapping=put(blocks[places // size].astype(np.int64) * size + places % size, np.int64),
+            block_table=put(blocks[None, :], np.int32),
+            query_start_loc=put([0, num_tokens], np.int32),
+            seq_lens=put([first + num_tokens], np.int32),
+            max_query_len=num_tokens,
+        )
+        residual = self.model.forward(put(ids, np.int32), self.cache.layers, batch)
+        return self.model.logits(residual, batch)
+
+
+class _DecodeGraph:
+    """One decode step of a fixed number of sequences, captured on tensors that are refilled for each step."""
+
+    def __init__(self, model: Decoder, cache: KVCache, size: int, table_width: int) -> None:
+        device = model.device
+        self._block_size = cache.block_size
+        self._host_ids = np.zeros(size, np.int32)
+        self._host_positions = np.zeros(size, np.int32)
+        self._host_slots = np.full(size, -1, np.int64)
+        self._host_lens = np.ones(size, np.int32)
+        self._host_table = np.zeros((size, table_width), np.int32)
+        self._tables: list[tuple[int, int]] = [(-1, 0)] * size
+        self._ids = Tensor.zeros((size,), DType.int32, device)
+        self._batch = Batch(
+            positions=Tensor.zeros((size,), DType.int32, device),
+            slot_mapping=Tensor.zeros((size,), DType.int64, device),
+            block_table=Tensor.zeros((size, table_width), DType.int32, device),
+            query_start_loc=Tensor.from_numpy(np.arange(size + 1, dtype=np.int32)).to(device),
+            seq_lens=Tensor.zeros((size,), DType.int32, device),
+            max_query_len=1,
+        )
+        self._graph: Graph
+        with device.capture() as self._graph:
+            residual = model.forward(self._ids, cache.layers, self._batch)
+            self._logits = model.logits(residual, self._batch)
+
+    def run(self, sequences: list[Sequence]) -> Tensor:
+        """Logits [S, V] after the newest token of each sequence."""
+        new_blocks = False
+        for row, sequence in enumerate(sequences):
+            place = sequence.num_computed
+            block, within = divmod(place, self._block_size)
+            self._host_ids[row] = sequence.token(place)
+            self._host_positions[row] = place
+            self._host_slots[row] = sequence.blocks[block] * self._block_size + within
+            self._host_lens[row] = place + 1
+            table = (sequence.number, len(sequence.blocks))
+            if self._tables[row] != table:
+                self._tables[row] = table
+                self._host_table[row, : len(sequence.blocks)] = sequence.blocks
+                new_blocks = True
+        _upload(self._ids, self._host_ids)
+        _upload(self._batch.positions, self._host_positions)
+        _upload(self._batch.slot_mapping, self._host_slots)
+        _upload(self._batch.seq_lens, self._host_lens)
+        if new_blocks:
+            _upload(self._batch.block_table, self._host_table)
+        self._graph.replay()
+        return self._logits
+
+
+def _upload(tensor: Tensor, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
+    tensor.copy_(Tensor.from_numpy(values).to(tensor.device))
