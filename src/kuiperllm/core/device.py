@@ -79,6 +79,9 @@ class Backend(ABC):
             DeviceError: some of it failed.
         """
 
+    def set_num_threads(self, num_threads: int) -> None:
+        """Use so many processor threads for kernels; without effect where kernels run elsewhere."""
+
     @abstractmethod
     def capture(self) -> AbstractContextManager[Graph]:
         """Record the work queued inside the `with` block; see `Device.capture`."""

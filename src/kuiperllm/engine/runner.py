@@ -31,7 +31,7 @@ class Runner:
         self._decoders: dict[int, _DecodeGraph] = {}
         self._table_width = 0
 
-    def run(self, step: Step, num_blocks: int) -> Tensor:
+    def run(self, step: Step, num_blocks: int) -> Tensor | None:
         """Process the tokens of a step.
 
         Args:
@@ -39,14 +39,15 @@ class Runner:
             num_blocks: how many blocks there are in all.
 
         Returns:
-            float32 [S, V], valid until the next call: the logits after the last token of each sequence.
+            float32 [S, V], valid until the next call: the logits after the last token of each sequence; None
+            in the middle of a prompt.
         """
         self._reserve(step, num_blocks)
         if step.is_decode:
             size = len(step.sequences)
             if size not in self._decoders:
                 self._decoders[size] = _DecodeGraph(self.model, self.cache, size, self._table_width)
-            logits = self._decoders[size].run(step.sequences)
+            logits: Tensor | None = self._decoders[size].run(step.sequences)
         else:
             logits = self._prefill(step.sequences[0], step.num_tokens)
         for sequence in step.sequences:
@@ -68,7 +69,7 @@ class Runner:
         if moved:
             self._decoders.clear()
 
-    def _prefill(self, sequence: Sequence, num_tokens: int) -> Tensor:
+    def _prefill(self, sequence: Sequence, num_tokens: int) -> Tensor | None:
         first, size = sequence.num_computed, self.cache.block_size
         places = np.arange(first, first + num_tokens, dtype=np.int64)
         blocks = np.array(sequence.blocks, np.int32)
@@ -87,7 +88,8 @@ class Runner:
             max_query_len=num_tokens,
         )
         residual = self.model.forward(put(ids, np.int32), self.cache.layers, batch)
-        return self.model.logits(residual, batch)
+        is_end = first + num_tokens == sequence.num_tokens
+        return self.model.logits(residual, batch) if is_end else None
 
 
 class _DecodeGraph:

@@ -53,6 +53,12 @@ class CpuBackend(Backend):
     def synchronize(self) -> None:
         """Return: every call was done when it returned."""
 
+    def set_num_threads(self, num_threads: int) -> None:
+        """Use so many threads for kernels, the calling one included."""
+        from kuiperllm.backends.cpu.team import set_num_threads
+
+        set_num_threads(num_threads)
+
     def capture(self) -> AbstractContextManager[Graph]:
         """Record the kernels called inside the `with` block."""
         from kuiperllm.backends.cpu.team import capture

@@ -1,0 +1,246 @@
+"""`LLM`: load a model, generate text."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kuiperllm.config import EngineConfig, SamplingParams
+from kuiperllm.core import Device
+from kuiperllm.engine.block_pool import BlockPool
+from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.loading import LoadedModel, Progress, load_model
+from kuiperllm.engine.output import Chunk, Completion, OutputStream
+from kuiperllm.engine.runner import Runner
+from kuiperllm.engine.sampler import Sampler
+from kuiperllm.engine.scheduler import Scheduler
+from kuiperllm.engine.sequence import Sequence
+from kuiperllm.errors import ChatTemplateError, ContextLengthError, TokenizerError, UsageError
+
+Prompt = str | List[int]
+"""Text, or token ids."""
+
+
+class LLM:
+    """A language model, ready to generate.
+
+    Args:
+        model: a folder or file, a hub id such as `Qwen/Qwen2.5-0.5B-Instruct`, or None for the small model
+            that comes with the package.
+        tokenizer: a tokenizer file or folder, if not the model's own.
+        progress: told of long work as (what, bytes done, bytes in all).
+        options: fields of `EngineConfig`: `device`, `dtype`, `quant`, `max_model_len`, `num_threads`, ...
+
+    Raises:
+        KuiperError: the model cannot be found, read, or held in memory; the message says what to do.
+
+    Example:
+        >>> llm = LLM()
+        >>> llm.generate("ROMEO:", SamplingParams(max_tokens=40, seed=1))[0].text
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        tokenizer: str | Path | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> None:
+        try:
+            self.engine_config = EngineConfig(**options)
+        except TypeError:
+            raise UsageError(f"LLM has no option {_unknown_option(options)!r}; see EngineConfig") from None
+        device = Device(self.engine_config.device)
+        if self.engine_config.num_threads is not None:
+            device.backend.set_num_threads(self.engine_config.num_threads)
+        self.loaded: LoadedModel = load_model(
+            model, self.engine_config, tokenizer=tokenizer, progress=progress
+        )
+        self.tokenizer = self.loaded.tokenizer
+        self.config = self.loaded.config
+        self.max_model_len = self.loaded.plan.max_model_len
+        engine, decoder = self.engine_config, self.loaded.decoder
+        cache = KVCache(self.config, engine.block_size, self.loaded.kv_dtype, decoder.device)
+        per_sequence = -(-self.max_model_len // engine.block_size)
+        self._pool = BlockPool(engine.block_size, per_sequence * engine.max_num_seqs)
+        self._scheduler = Scheduler(
+            self._pool,
+            max_num_seqs=engine.max_num_seqs,
+            max_num_batched_tokens=engine.max_num_batched_tokens,
+        )
+        self._runner = Runner(decoder, cache, self.max_model_len)
+        self._sampler = Sampler(self.config.vocab_size)
+        self._stop_ids = frozenset(
+            (*self.config.eos_token_ids, *self.loaded.generation.eos_token_ids, *self.tokenizer.eos_token_ids)
+        )
+        self._lock = threading.Lock()
+
+    # --- generating ---------------------------------------------------------------------------------------
+
+    def generate(
+        self, prompts: Prompt | List[Prompt], params: SamplingParams | None = None
+    ) -> list[Completion]:
+        """Continue each prompt; several are worked on together.
+
+        Args:
+            prompts: one prompt or several. A text gets the special tokens that the tokenizer adds; what
+                looks like a special token inside it is text. Token ids are taken as they are.
+            params: how to choose tokens (default: `default_params`).
+
+        Raises:
+            ContextLengthError: a prompt leaves no room for output.
+            TokenizerError: a token id is out of range.
+        """
+        many = _as_list(prompts)
+        finished: dict[int, Completion] = {}
+        for index, chunk in self._stream_many(many, params):
+            if chunk.completion is not None:
+                finished[index] = chunk.completion
+        return [finished[index] for index in range(len(many))]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+        """Continue one prompt; yields text as it is made. Raises like `generate`.
+
+        Closing the iterator early ends the generation.
+        """
+        for _, chunk in self._stream_many([prompt], params):
+            yield chunk
+
+    def chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        **template_options: Any,
+    ) -> Completion:
+        """Answer a conversation.
+
+        Args:
+            messages: `{"role": "user", "content": "..."}` and so on, as the model's template wants them.
+            params: how to choose tokens (default: `default_params`).
+            tools: descriptions of functions, for templates that know them.
+            template_options: further variables of the template, such as `enable_thinking`.
+
+        Raises:
+            ChatTemplateError: the model has no chat template, or it refuses the messages.
+            ContextLengthError: the conversation leaves no room for an answer.
+        """
+        return self.generate([self.apply_chat_template(messages, tools=tools, **template_options)], params)[0]
+
+    def stream_chat(
+        self,
+        messages: List[Mapping[str, Any]],
+        params: SamplingParams | None = None,
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        **template_options: Any,
+    ) -> Iterator[Chunk]:
+        """Like `chat`; yields text as it is made."""
+        return self.stream(self.apply_chat_template(messages, tools=tools, **template_options), params)
+
+    def apply_chat_template(
+        self,
+        messages: List[Mapping[str, Any]],
+        *,
+        tools: List[Mapping[str, Any]] | None = None,
+        **template_options: Any,
+    ) -> list[int]:
+        """The token ids of a conversation, up to where the answer begins. Raises like `chat`."""
+        template = self.loaded.chat_template
+        if template is None:
+            raise ChatTemplateError(
+                f"{self.loaded.name} has no chat template: it is no chat model; use generate"
+            )
+        text = template.render(messages, tools=tools, **template_options)
+        return self.tokenizer.encode(text, add_special_tokens=False, parse_special=True)
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """What the checkpoint recommends, and otherwise the defaults of `SamplingParams`."""
+        said = self.loaded.generation
+        found = {
+            "temperature": said.temperature,
+            "top_k": said.top_k,
+            "top_p": said.top_p,
+            "repetition_penalty": said.repetition_penalty,
+        }
+        return SamplingParams(**{k: v for k, v in found.items() if v is not None})  # type: ignore[arg-type]
+
+    # --- one step after the other ---------------------------------------------------------------------------
+
+    def _stream_many(
+        self, prompts: List[Prompt], params: SamplingParams | None
+    ) -> Iterator[tuple[int, Chunk]]:
+        """(index of the prompt, chunk) as they are made."""
+        params = params or self.default_params
+        streams: dict[int, OutputStream] = {}
+        sequences = [self._sequence(prompt, params) for prompt in prompts]  # refuses before it works
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("this LLM is already generating; use one LLM per thread, or the server")
+        try:
+            for index, sequence in enumerate(sequences):
+                streams[sequence.number] = OutputStream(index, sequence, self.tokenizer, time.perf_counter())
+                self._scheduler.add(sequence)
+            while (step := self._scheduler.schedule()) is not None:
+                logits = self._runner.run(step, self._pool.num_blocks)
+                if logits is None:
+                    continue
+                chosen = self._sampler.sample(logits, step.sequences, self._stop_ids)
+                for sequence, token_id in zip(step.sequences, chosen, strict=True):
+                    sequence.output_ids.append(token_id)
+                    stream = streams[sequence.number]
+                    chunk = stream.push(token_id, is_stop=self._is_stop(sequence, token_id))
+                    if sequence.finish_reason is not None:
+                        self._scheduler.finish(sequence)
+                    yield stream.index, chunk
+        finally:
+            for sequence in sequences:
+                self._scheduler.finish(sequence)
+            self._lock.release()
+
+    def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise UsageError("the prompt is empty, and the tokenizer has no token to begin a text with")
+        for token_id in ids:
+            if not 0 <= token_id < self.config.vocab_size:
+                raise TokenizerError(
+                    f"token id {token_id} is outside the model's vocabulary of {self.config.vocab_size}"
+                )
+        room = self.max_model_len - len(ids)
+        if room < 1:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens, the context holds {self.max_model_len}; shorten the "
+                "prompt or raise max_model_len"
+            )
+        return Sequence(
+            prompt_ids=ids,
+            params=params,
+            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
+        )
+
+    def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
+        params = sequence.params
+        return token_id in params.stop_token_ids or (token_id in self._stop_ids and not params.ignore_eos)
+
+
+def _as_list(prompts: Prompt | List[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str):
+        return [prompts]
+    if prompts and all(isinstance(item, int) for item in prompts):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _unknown_option(options: Mapping[str, Any]) -> str:
+    known = EngineConfig.__dataclass_fields__
+    return next((name for name in options if name not in known), "?")

@@ -1,0 +1,221 @@
+"""From the name of a model to weights, tokenizer and chat template in memory."""
+
+from __future__ import annotations
+
+import importlib.resources
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kuiperllm.checkpoint import Checkpoint, open_checkpoint
+from kuiperllm.config import EngineConfig, GenerationDefaults, ModelConfig
+from kuiperllm.core import Device, DType
+from kuiperllm.core.memory import format_bytes, out_of_memory
+from kuiperllm.engine.kv_cache import bytes_per_token
+from kuiperllm.errors import TokenizerError, UsageError
+from kuiperllm.layers import WeightLoader
+from kuiperllm.models import Decoder, build_model
+from kuiperllm.text import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
+
+log = logging.getLogger(__name__)
+
+DEMO = "demo"
+"""The name of the small model that comes with the package."""
+
+Progress = Callable[[str, int, int], None]
+"""Told of progress as (what is being done, bytes done, bytes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What running a model takes, in bytes, known before it is loaded."""
+
+    weight_bytes: int
+    """Packed weights, estimated from the checkpoint's tensors."""
+    kv_bytes_per_token: int
+    max_model_len: int
+    """Longest prompt plus output, in tokens."""
+    max_num_seqs: int
+    free_bytes: int
+
+    @property
+    def kv_bytes(self) -> int:
+        """Keys and values of one sequence of `max_model_len` tokens."""
+        return self.kv_bytes_per_token * self.max_model_len
+
+    def __str__(self) -> str:
+        return (
+            f"weights {format_bytes(self.weight_bytes)}, KV cache {format_bytes(self.kv_bytes_per_token)} per "
+            f"token, {format_bytes(self.kv_bytes)} for a sequence of {self.max_model_len} tokens; "
+            f"{format_bytes(self.free_bytes)} free"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """Everything that generating text needs."""
+
+    name: str
+    config: ModelConfig
+    format: str
+    generation: GenerationDefaults
+    decoder: Decoder
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    kv_dtype: DType
+    plan: MemoryPlan
+
+
+def open_model(model: str | Path | None, progress: Progress | None = None) -> Checkpoint:
+    """The checkpoint that a name stands for: a path, a hub id, or None or `demo` for the one in the package.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        UnsupportedError: its format or architecture is not supported.
+        DownloadError: the hub cannot be reached or refuses.
+    """
+    if model is None or (str(model) == DEMO and not Path(DEMO).exists()):
+        model = Path(str(importlib.resources.files("kuiperllm") / "data" / "demo.gguf"))
+    return open_checkpoint(model, progress=progress)
+
+
+def load_model(
+    model: str | Path | None,
+    engine: EngineConfig,
+    *,
+    tokenizer: str | Path | None = None,
+    progress: Progress | None = None,
+) -> LoadedModel:
+    """Open, check, load and pack a model.
+
+    Raises:
+        KuiperError: something is wrong with the checkpoint, the tokenizer, the device or the memory.
+    """
+    device = Device(engine.device)
+    with open_model(model, progress) as checkpoint:
+        text = open_tokenizer(checkpoint, tokenizer)
+        config = checkpoint.config
+        if text.vocab_size > config.vocab_size:
+            log.info("the tokenizer knows %d ids, the model %d", text.vocab_size, config.vocab_size)
+        plan = plan_memory(checkpoint, engine, device)
+        log.info("%s", plan)
+        return LoadedModel(
+            name=DEMO if model is None else str(model),
+            config=config,
+            format=checkpoint.format,
+            generation=checkpoint.generation,
+            decoder=load_decoder(checkpoint, engine, device, progress),
+            tokenizer=text,
+            chat_template=_chat_template(text),
+            kv_dtype=kv_dtype(checkpoint, engine),
+            plan=plan,
+        )
+
+
+def load_decoder(
+    checkpoint: Checkpoint, engine: EngineConfig, device: Device, progress: Progress | None = None
+) -> Decoder:
+    """The weights of a checkpoint on a device, as the engine's configuration wants them."""
+    weights = WeightLoader(
+        checkpoint,
+        device,
+        dtype=None if engine.dtype == "auto" else DType(engine.dtype),
+        quant=None if engine.quant == "none" else engine.quant,
+        group_size=engine.group_size,
+        progress=None if progress is None else lambda done, total: progress("loading", done, total),
+    )
+    return build_model(checkpoint.config, weights)
+
+
+def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None = None) -> Tokenizer:
+    """The tokenizer of a checkpoint, or the one at another path.
+
+    Raises:
+        TokenizerError: there is none, or it is damaged.
+    """
+    if tokenizer is not None:
+        return load_tokenizer(Path(tokenizer))
+    if "tokenizer.ggml.model" in checkpoint.metadata:
+        return tokenizer_from_gguf(checkpoint.metadata)
+    path = checkpoint.path
+    if path.is_dir():
+        return load_tokenizer(path)
+    if checkpoint.format == "safetensors":
+        return load_tokenizer(path.parent)
+    for name in ("tokenizer.bin", "tokenizer.model"):
+        if (path.parent / name).is_file():
+            return load_tokenizer(path.parent / name)
+    raise TokenizerError(
+        f"{path}: there is no tokenizer.bin or tokenizer.model beside it; name one with --tokenizer"
+    )
+
+
+def _chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
+    if tokenizer.chat_template is None:
+        return None
+    texts = {number: text for text, number in tokenizer.special_tokens.items()}
+    eos = tokenizer.eos_token_ids[0] if tokenizer.eos_token_ids else None
+    return ChatTemplate(
+        tokenizer.chat_template,
+        bos_token=texts.get(tokenizer.bos_token_id, "") if tokenizer.bos_token_id is not None else "",
+        eos_token=texts.get(eos, "") if eos is not None else "",
+    )
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+_KV_SHARE = 0.9  # of what the weights leave free, when the context has to be cut to fit
+
+
+def kv_dtype(checkpoint: Checkpoint, engine: EngineConfig) -> DType:
+    """The type of keys and values: the weights' own, and float16 beside quantized weights."""
+    if engine.kv_cache_dtype != "auto":
+        return DType(engine.kv_cache_dtype)
+    stored = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) == 2}
+    if engine.quant == "q8" or "q8" in stored:
+        return DType.float16
+    if engine.dtype != "auto":
+        return DType(engine.dtype)
+    return DType.float32 if "float32" in stored else DType(min(stored, default="float32"))
+
+
+def plan_memory(checkpoint: Checkpoint, engine: EngineConfig, device: Device) -> MemoryPlan:
+    """What running a checkpoint takes, and how long a context the memory allows.
+
+    Raises:
+        OutOfMemoryError: weights and cache do not fit; the message says what is needed and what there is.
+        UsageError: `max_model_len` is more than the model was made for.
+    """
+    config = checkpoint.config
+    trained = config.max_position_embeddings
+    if engine.max_model_len is not None and engine.max_model_len > trained:
+        raise UsageError(
+            f"max_model_len={engine.max_model_len} is more than the {trained} positions that the model has"
+        )
+    weight_bytes = sum(_packed_bytes(info.dtype, info.shape, engine) for info in checkpoint.tensors.values())
+    per_token = bytes_per_token(config, kv_dtype(checkpoint, engine))
+    memory = device.memory_info()
+    room = memory.free_bytes - weight_bytes
+    length = engine.max_model_len or trained
+    if engine.max_model_len is None and room < per_token * length:
+        length = max(0, int(room * _KV_SHARE) // per_token)
+        log.info("memory allows a context of %d of the model's %d tokens", length, trained)
+    plan = MemoryPlan(weight_bytes, per_token, length, engine.max_num_seqs, memory.free_bytes)
+    smallest = min(length, 64) if length else 64
+    if room < per_token * (engine.max_model_len or smallest):
+        needed = weight_bytes + per_token * (engine.max_model_len or smallest)
+        raise out_of_memory(str(device), needed, memory)
+    return replace(plan, max_model_len=length)
+
+
+def _packed_bytes(stored: str, shape: tuple[int, ...], engine: EngineConfig) -> int:
+    """Memory that a tensor will take once it is loaded."""
+    elements = 1
+    for size in shape:
+        elements *= size
+    if len(shape) < 2:
+        return 4 * elements
+    if stored == "q8" or (engine.quant == "q8" and shape[1] % 32 == 0):
+        return elements + elements // 16
+    return elements * (DType(stored) if engine.dtype == "auto" else DType(engine.dtype)).itemsize

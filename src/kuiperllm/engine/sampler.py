@@ -1,0 +1,1 @@
+"""Chooses the next token of each sequence from its logits."""
