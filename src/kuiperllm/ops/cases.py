@@ -40,7 +40,13 @@ class Case:
     @property
     def id(self) -> str:
         """Operator and case, for reports."""
-        return f"{self.function.__name__}-{self.name}"
+        return f"{self.op}-{self.name}"
+
+    @property
+    def op(self) -> str:
+        """The operator's name: its function's or, if that is a private wrapper, its package's."""
+        name, package = self.function.__name__, self.function.__module__.rpartition(".")[2]
+        return package if name.startswith("_") else name
 
     def arguments(self, seed: int = 0) -> dict[str, Any]:
         """The arguments as NumPy sees them; the same for the same seed."""

@@ -41,7 +41,14 @@ _HEADER = struct.Struct("<10s32s32sHI")  # magic, SHA-256 of the rest, symbol-sa
 # the object is loaded without Numba, and LLVM ends the process over that.
 _ALLOWED_SYMBOLS = frozenset({"memset", "memcpy", "memmove", "sched_yield"})
 
-_VOCABULARY = ("simd", "amx", "atomics", "unroll", "compiler")  # what kernel modules are written in
+_VOCABULARY = (
+    "simd",
+    "rowwise",
+    "amx",
+    "atomics",
+    "unroll",
+    "compiler",
+)  # what kernel modules are written in
 
 _SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
 _RESULT = ctypes.addressof(_RESULT_MEMORY := ctypes.create_string_buffer(64))  # void, written and ignored

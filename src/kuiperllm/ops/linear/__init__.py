@@ -143,7 +143,16 @@ CASES = [
     _case("q8-float32-scales-1", 1, 40, 128, "float32", group=64),
     _case("q8-float32-scales-5", 5, 40, 128, "float32", group=64),
     *(
-        _case(f"{format}-bias-add-{tokens}", tokens, 50, 64, format, group=group, bias=True, add=True)
+        _case(
+            f"{'q8' if group else format}-bias-add-{tokens}",
+            tokens,
+            50,
+            64,
+            format,
+            group=group,
+            bias=True,
+            add=True,
+        )
         for format, group in (("float32", 0), ("float16", 0), ("bfloat16", 0), ("float16", 32))
         for tokens in (1, 9)
     ),

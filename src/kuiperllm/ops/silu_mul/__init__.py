@@ -1,0 +1,60 @@
+"""The gate of a SwiGLU feed-forward layer (Shazeer 2020, arXiv:2002.05202)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuiperllm.core import Tensor
+from kuiperllm.ops.cases import Case
+from kuiperllm.ops.contract import Contract
+from kuiperllm.ops.dispatch import implementation
+
+CONTRACT = Contract("silu_mul", gate_up="T 2F", out="T F")
+
+
+def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """silu(gate) * up, with silu(g) = g / (1 + e**-g).
+
+    Args:
+        gate_up: float32 [T, 2F]: F columns of gate, then F columns of up.
+        out: float32 [T, F], where the result goes (default: a new tensor).
+
+    Raises:
+        ShapeError: the shapes contradict the contract.
+        DTypeError: a tensor is not float32.
+        DeviceError: the tensors live on different devices.
+    """
+    sizes = CONTRACT.check(gate_up, out)
+    if out is None:
+        out = Tensor.empty((sizes["T"], sizes["F"]), gate_up.dtype, gate_up.device)
+    implementation("silu_mul", gate_up.device).silu_mul(gate_up, out)
+    return out
+
+
+def reference(gate_up: NDArray[Any]) -> NDArray[np.float32]:
+    """The formula in float64."""
+    gate, up = np.split(gate_up.astype(np.float64), 2, axis=1)
+    result: NDArray[np.float32] = (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+    return result
+
+
+def _inputs(tokens: int, width: int, padding: int = 0, scale: float = 3.0) -> Any:
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        rows = rng.standard_normal((tokens, 2 * width + padding), np.float32) * np.float32(scale)
+        return {"gate_up": rows[:, : 2 * width]}
+
+    return make
+
+
+CASES = [
+    Case("one", silu_mul, reference, _inputs(1, 1)),
+    Case("odd", silu_mul, reference, _inputs(3, 37)),
+    Case("strided", silu_mul, reference, _inputs(5, 50, 7)),
+    Case("large-values", silu_mul, reference, _inputs(2, 100, scale=60.0)),
+    Case("several-blocks", silu_mul, reference, _inputs(3, 5003)),
+    Case("decode", silu_mul, reference, _inputs(1, 8192), benchmark=True),
+    Case("prefill", silu_mul, reference, _inputs(512, 8192), benchmark=True),
+]
