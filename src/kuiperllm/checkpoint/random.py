@@ -14,12 +14,13 @@ _PERIOD = 1 << 20
 
 
 class RandomCheckpoint(Checkpoint):
-    """Normal weights of the size that keeps activations near 1; norms are 1, biases small.
+    """Has every tensor that a model asks for, in the shape that it expects.
 
-    A period of a million numbers repeats, so that making a tensor costs no more than copying it.
+    Matrices are normal numbers of a size that keeps activations near 1, norms are 1. A period of a million
+    numbers repeats, so that making a tensor costs little more than copying it.
 
     Args:
-        config: the shape; `config.model_type` decides which biases and norms there are.
+        config: the shape of the model.
         dtype: what the weights are stored as.
         seed: of the numbers.
     """
@@ -27,55 +28,29 @@ class RandomCheckpoint(Checkpoint):
     format = "random"
 
     def __init__(self, config: ModelConfig, dtype: DType = DType.bfloat16, seed: int = 0) -> None:
-        infos = [_info(name, shape, dtype) for name, shape in tensor_shapes(config).items()]
-        super().__init__(Path("random"), config, {info.name: info for info in infos})
+        self._made: dict[str, TensorInfo] = {}
+        super().__init__(Path("random"), config, self._made)
         numbers = np.random.default_rng(seed).standard_normal(_PERIOD, np.float32)
         self._numbers = numbers.astype(dtype.numpy)
         self._dtype = dtype
+        if not config.tie_word_embeddings:
+            self.expect("lm_head.weight", (config.vocab_size, config.hidden_size))
+
+    def expect(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        """The description of a tensor of this shape, which exists from now on."""
+        size = int(np.prod(shape)) * self._dtype.itemsize
+        info = self._made[name] = TensorInfo(name, str(self._dtype), shape, size)
+        self.tensors = self._made
+        return info
 
     def _load(self, info: TensorInfo) -> Weight:
         if "norm" in info.name:
             return np.ones(info.shape, self._dtype.numpy)
-        # scaled exactly, by a power of two, and cut at a place that differs between tensors
-        scale = self._dtype.numpy.type(2.0 ** round(np.log2(info.shape[-1] ** -0.5)))
-        start = hash(info.shape) % _PERIOD
-        count = int(np.prod(info.shape))
-        return np.resize(np.roll(self._numbers * scale, start), count).reshape(info.shape)
+        scale = self._dtype.numpy.type(2.0 ** round(np.log2(info.shape[-1] ** -0.5)))  # exact
+        numbers = np.roll(self._numbers * scale, len(self._made) * 1009)
+        return np.resize(numbers, int(np.prod(info.shape))).reshape(info.shape)
 
     def _release(self, info: TensorInfo) -> None: ...
 
     def close(self) -> None:
         """There is no file to give up."""
-
-
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of a model by name."""
-    hidden, q, kv = config.hidden_size, config.q_size, config.kv_size
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    qkv_bias = config.attention_bias if config.attention_bias is not None else config.model_type == "qwen2"
-    for index in range(config.num_hidden_layers):
-        layer = f"model.layers.{index}"
-        rows = {"q_proj": q, "k_proj": kv, "v_proj": kv}
-        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-        for name, size in rows.items():
-            shapes[f"{layer}.self_attn.{name}.weight"] = (size, hidden)
-            if qkv_bias:
-                shapes[f"{layer}.self_attn.{name}.bias"] = (size,)
-        shapes[f"{layer}.self_attn.o_proj.weight"] = (hidden, q)
-        if config.attention_bias and config.model_type != "qwen2":
-            shapes[f"{layer}.self_attn.o_proj.bias"] = (hidden,)
-        if config.model_type == "qwen3":
-            shapes[f"{layer}.self_attn.q_norm.weight"] = (config.head_dim,)
-            shapes[f"{layer}.self_attn.k_norm.weight"] = (config.head_dim,)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (config.intermediate_size, hidden)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (config.intermediate_size, hidden)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, config.intermediate_size)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
-
-
-def _info(name: str, shape: tuple[int, ...], dtype: DType) -> TensorInfo:
-    return TensorInfo(name, str(dtype), shape, int(np.prod(shape)) * dtype.itemsize)

@@ -79,8 +79,21 @@ class Backend(ABC):
             DeviceError: some of it failed.
         """
 
-    def set_num_threads(self, num_threads: int) -> None:
+    @property
+    def num_threads(self) -> int:
+        """Processor threads that kernels run on; 0 where they run elsewhere."""
+        return 0
+
+    def set_num_threads(self, num_threads: int) -> None:  # noqa: B027 - most back ends have none to set
         """Use so many processor threads for kernels; without effect where kernels run elsewhere."""
+
+    def read_bandwidth(self) -> float:
+        """Bytes per second that kernels can read from the device's memory, measured now.
+
+        Raises:
+            DeviceError: this back end has no means to measure it.
+        """
+        raise DeviceError(f"the {self.name} back end cannot measure its memory")
 
     @abstractmethod
     def capture(self) -> AbstractContextManager[Graph]:

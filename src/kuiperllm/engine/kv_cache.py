@@ -24,6 +24,7 @@ class KVCache:
 
     def __init__(self, config: ModelConfig, block_size: int, dtype: DType, device: Device) -> None:
         self.dtype = dtype
+        self.bytes_per_token = bytes_per_token(config, dtype)
         self.block_size = block_size
         self.num_blocks = 0
         self.layers: list[LayerCache] = [

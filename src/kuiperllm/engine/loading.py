@@ -45,10 +45,10 @@ class MemoryPlan:
         return self.kv_bytes_per_token * self.max_model_len
 
     def __str__(self) -> str:
+        per_token, whole = format_bytes(self.kv_bytes_per_token), format_bytes(self.kv_bytes)
         return (
-            f"weights {format_bytes(self.weight_bytes)}, KV cache {format_bytes(self.kv_bytes_per_token)} per "
-            f"token, {format_bytes(self.kv_bytes)} for a sequence of {self.max_model_len} tokens; "
-            f"{format_bytes(self.free_bytes)} free"
+            f"weights {format_bytes(self.weight_bytes)}, KV cache {per_token} per token, {whole} for a "
+            f"sequence of {self.max_model_len} tokens; {format_bytes(self.free_bytes)} free"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 
 from kuiperllm.core import DType, Tensor
@@ -30,6 +32,8 @@ class Runner:
         self.max_model_len = max_model_len
         self._decoders: dict[int, _DecodeGraph] = {}
         self._table_width = 0
+        self.kernel_s = 0.0
+        """Time spent in captured decode steps so far."""
 
     def run(self, step: Step, num_blocks: int) -> Tensor | None:
         """Process the tokens of a step.
@@ -47,7 +51,11 @@ class Runner:
             size = len(step.sequences)
             if size not in self._decoders:
                 self._decoders[size] = _DecodeGraph(self.model, self.cache, size, self._table_width)
-            logits: Tensor | None = self._decoders[size].run(step.sequences)
+            decoder = self._decoders[size]
+            logits: Tensor | None = decoder.prepare(step.sequences)
+            started = time.perf_counter()
+            decoder.graph.replay()
+            self.kernel_s += time.perf_counter() - started
         else:
             logits = self._prefill(step.sequences[0], step.num_tokens)
         for sequence in step.sequences:
@@ -113,13 +121,13 @@ class _DecodeGraph:
             seq_lens=Tensor.zeros((size,), DType.int32, device),
             max_query_len=1,
         )
-        self._graph: Graph
-        with device.capture() as self._graph:
+        self.graph: Graph
+        with device.capture() as self.graph:
             residual = model.forward(self._ids, cache.layers, self._batch)
             self._logits = model.logits(residual, self._batch)
 
-    def run(self, sequences: list[Sequence]) -> Tensor:
-        """Logits [S, V] after the newest token of each sequence."""
+    def prepare(self, sequences: list[Sequence]) -> Tensor:
+        """Set the graph up for the newest token of each sequence; where it will leave the logits [S, V]."""
         new_blocks = False
         for row, sequence in enumerate(sequences):
             place = sequence.num_computed
@@ -139,7 +147,6 @@ class _DecodeGraph:
         _upload(self._batch.seq_lens, self._host_lens)
         if new_blocks:
             _upload(self._batch.block_table, self._host_table)
-        self._graph.replay()
         return self._logits
 
 

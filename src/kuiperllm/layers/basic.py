@@ -82,7 +82,7 @@ class RotaryEmbedding:
         """Cover at least this many positions. Graphs that were captured before keep the table they saw."""
         if num_positions > self.num_positions:
             config = self._config
-            table = cos_sin_table(config.head_dim, config.rope_theta, config.rope_scaling, num_positions)
+            table = cos_sin_table(config.head_dim, config.rope_theta, num_positions, config.rope_scaling)
             self._table = Tensor.from_numpy(table).to(self._device)
 
     def __call__(self, x: Tensor, positions: Tensor) -> None:

@@ -53,6 +53,19 @@ class CpuBackend(Backend):
     def synchronize(self) -> None:
         """Return: every call was done when it returned."""
 
+    @property
+    def num_threads(self) -> int:
+        """Threads that kernels run on, the calling one included."""
+        from kuiperllm.backends.cpu.team import num_threads
+
+        return num_threads()
+
+    def read_bandwidth(self) -> float:
+        """Bytes per second that all threads together read from memory."""
+        from kuiperllm.backends.cpu.bandwidth import read_bandwidth
+
+        return read_bandwidth()
+
     def set_num_threads(self, num_threads: int) -> None:
         """Use so many threads for kernels, the calling one included."""
         from kuiperllm.backends.cpu.team import set_num_threads
@@ -67,8 +80,15 @@ class CpuBackend(Backend):
 
     @property
     def properties(self) -> Mapping[str, object]:
-        """Architecture and number of logical processors."""
-        return {"architecture": platform.machine(), "logical_processors": os.cpu_count() or 1}
+        """Name, architecture, number of logical processors, and the level of the kernels in use."""
+        from kuiperllm.backends.cpu.features import processor_name, target
+
+        return {
+            "name": processor_name(),
+            "level": target().level,
+            "architecture": platform.machine(),
+            "logical_processors": os.cpu_count() or 1,
+        }
 
 
 class _RawArray:

@@ -152,3 +152,17 @@ def _sysctl_int(name: str) -> int:
     libc = ctypes.CDLL(None)
     ok = libc.sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0) == 0
     return value.value if ok else 0
+
+
+def processor_name() -> str:
+    """The processor's name as the operating system gives it, and LLVM's name for its kind."""
+    import llvmlite.binding as llvm
+
+    name = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        try:
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            name = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), name)
+        except OSError:
+            pass
+    return f"{name} ({llvm.get_host_cpu_name()})"

@@ -161,13 +161,14 @@ def _key(kernel: Kernel, where: Target) -> str:
 
 @cache
 def _source_digest(module: str) -> str:
-    """Digest of the kernel's module and of the vocabulary it is written in."""
+    """Digest of the kernel modules in the folder of `module`, and of the vocabulary they are written in."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise KernelError(f"kernel module {module} is not installed")
-    for path in (Path(spec.origin), *(here / f"{name}.py" for name in _VOCABULARY)):
+    kernels = sorted(Path(spec.origin).parent.glob("*kernel.py"))
+    for path in (Path(spec.origin), *kernels, *(here / f"{name}.py" for name in _VOCABULARY)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

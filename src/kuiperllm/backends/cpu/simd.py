@@ -430,6 +430,9 @@ and_i32 = _define(lambda b, x, y: b.and_(x, y), i32x16, i32x16, i32x16)
 or_i32 = _define(lambda b, x, y: b.or_(x, y), i32x16, i32x16, i32x16)
 shl = _define(lambda b, x, n: b.shl(x, _splat(b, n)), i32x16, i32x16, types.int32)
 shr = _define(lambda b, x, n: b.lshr(x, _splat(b, n)), i32x16, i32x16, types.int32)
+unsigned_byte = _define(
+    lambda b, x, n: b.and_(b.lshr(x, _splat(b, n)), _constant(VI, 0xFF)), i32x16, i32x16, types.int32
+)
 to_f32 = _define(lambda b, x: b.sitofp(x, VF), f32x16, i32x16)
 to_i32 = _define(lambda b, x: b.fptosi(x, VI), i32x16, f32x16)
 round_to_i32 = _define(lambda b, x: b.fptosi(call(b, "llvm.rint.v16f32", VF, x), VI), i32x16, f32x16)
@@ -445,6 +448,13 @@ float_to_half = _define(
     types.uint16, types.float32,
 )  # fmt: skip
 bits_of = _define(lambda b, x: b.bitcast(x, I32), types.int32, types.float32)
+pair_bf16 = _define(  # rounded to nearest, ties away from zero
+    lambda b, even, odd: b.or_(
+        b.lshr(b.add(b.bitcast(even, VI), _constant(VI, 0x8000)), _constant(VI, 16)),
+        b.and_(b.add(b.bitcast(odd, VI), _constant(VI, 0x8000)), _constant(VI, -65536)),
+    ),
+    i32x16, f32x16, f32x16,
+)  # fmt: skip
 even_bf16 = _define(lambda b, x: b.bitcast(b.shl(x, _constant(VI, 16)), VF), f32x16, i32x16)
 odd_bf16 = _define(lambda b, x: b.bitcast(b.and_(x, _constant(VI, -65536)), VF), f32x16, i32x16)
 

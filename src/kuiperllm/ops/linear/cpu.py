@@ -25,7 +25,9 @@ def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> No
     """y = x W^T + bias; see `kuiperllm.ops.linear`."""
     if x.shape[0] == 0:
         return
-    if weight.format == "q8":
+    if x.shape[0] > 1 and target().at_least("amx") and _amx_takes(weight):
+        _gemm_amx(x, weight, out, accumulate)
+    elif weight.format == "q8":
         _linear_q8(x, weight, out, accumulate)
     elif (
         x.shape[0] > 1 and weight.format == "bfloat16" and weight.in_features % 16 == 0 and target().has_bf16
@@ -127,6 +129,65 @@ _ROUND_ROWS = Kernel(_MODULE, "round_rows")
 @cache
 def _bf16_kernel(bias: bool, accumulate: bool) -> Kernel:
     return Kernel(_MODULE, "gemm_bf16", BIAS=bias, ACCUMULATE=accumulate, ROWS=12)
+
+
+# --- AMX --------------------------------------------------------------------------------------------------
+
+_AMX_MODULE = "kuiperllm.ops.linear.cpu_amx_kernel"
+_AMX_ROWS = 512  # rows of x at a time: their tiles and sums stay in the second-level cache
+_AMX_GRAIN = 4
+_AMX_SLICE = 512
+_TILE_ROWS = Kernel(_AMX_MODULE, "tile_rows")
+
+
+def _amx_takes(weight: LinearWeight) -> bool:
+    return weight.format in ("bfloat16", "q8") and weight.in_features % 32 == 0
+
+
+def _gemm_amx(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
+    k, pairs = weight.in_features, _pairs(weight.out_features)
+    half = weight.scales is None or weight.scales.dtype is DType.float16
+    kernel = _amx_kernel(weight.group_size, half, weight.bias is not None, accumulate)
+    grain = min(_AMX_GRAIN, _grain(pairs))
+    for first in range(0, x.shape[0], _AMX_ROWS):
+        rows, to = x[first : first + _AMX_ROWS], out[first : first + _AMX_ROWS]
+        tokens = rows.shape[0]
+        padded = -(-tokens // 32) * 32
+        tiles = Tensor.empty((padded, k), DType.bfloat16)
+        launch(_TILE_ROWS, rows, tiles, tokens, k, rows.strides[0], items=padded, grain=max(1, 8192 // k))
+        scratch = Tensor.empty(
+            (num_threads(), 2 * _AMX_SLICE * 16 * 2 + grain * padded * 32 * 4), DType.uint8
+        )
+        launch(
+            kernel,
+            *(weight.data, weight.data if weight.scales is None else weight.scales, tiles, _bias(weight), to),
+            *(scratch, _amx_config(), tokens, weight.out_features, k, to.strides[0], scratch.strides[0]),
+            items=pairs,
+            grain=grain,
+        )
+
+
+@cache
+def _amx_kernel(group: int, half: bool, bias: bool, accumulate: bool) -> Kernel:
+    return Kernel(
+        _AMX_MODULE,
+        "gemm_amx",
+        GROUP=group,
+        HALF_SCALES=half,
+        BIAS=bias,
+        ACCUMULATE=accumulate,
+        SLICE=_AMX_SLICE,
+    )
+
+
+@cache
+def _amx_config() -> Tensor:
+    """The shapes of the tile registers: all eight 16 rows of 64 bytes (palette 1)."""
+    config = np.zeros(64, np.uint8)
+    config[0] = 1
+    config[16:32].view(np.uint16)[:] = 64
+    config[48:56] = 16
+    return Tensor.from_numpy(config)
 
 
 # --- how work is cut up ------------------------------------------------------------------------------------

@@ -1,0 +1,209 @@
+"""Measures how fast a model runs: prefill, decode, and what part of the memory's bandwidth decoding uses."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from kuiperllm.checkpoint import Checkpoint
+from kuiperllm.checkpoint.random import RandomCheckpoint
+from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
+from kuiperllm.core import Device, DType
+from kuiperllm.engine.block_pool import BlockPool
+from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.loading import kv_dtype, load_decoder, open_model
+from kuiperllm.engine.runner import Runner
+from kuiperllm.engine.sampler import Sampler
+from kuiperllm.engine.scheduler import Scheduler
+from kuiperllm.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """Medians over the repeats, and what they were measured on."""
+
+    model: str
+    quant: str
+    dtype: str
+    device: str
+    chip: str
+    threads: int
+    prompt_tokens: int
+    gen_tokens: int
+    repeats: int
+    load_s: float
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+    decode_ms_per_token: float
+    bytes_per_token: int
+    """Weights read for each decoded token."""
+    decode_bytes_per_s: float
+    """`bytes_per_token`, and the keys and values of the context, by the time a token takes."""
+    read_bandwidth_bytes_per_s: float
+    """What all threads together read from memory, measured right after."""
+    percent_of_bandwidth: float
+    python_ms_per_token: float
+    """Of `decode_ms_per_token`, what passes outside kernels."""
+    weight_bytes: int
+    kv_cache_bytes: int
+    peak_memory_bytes: int
+    """Highest resident memory of the process."""
+    date: str
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class BenchModel:
+    """A model whose steps can be timed.
+
+    Args:
+        source: a checkpoint, or the shape of a model that gets random weights.
+        engine: how to run it.
+    """
+
+    def __init__(self, source: Checkpoint | ModelConfig, engine: EngineConfig) -> None:
+        device = Device(engine.device)
+        if engine.num_threads is not None:
+            device.backend.set_num_threads(engine.num_threads)
+        if isinstance(source, ModelConfig):
+            stored = DType.bfloat16 if engine.dtype == "auto" else DType(engine.dtype)
+            source = RandomCheckpoint(source, stored)
+        started = time.perf_counter()
+        self.decoder = load_decoder(source, engine, device)
+        self.load_s = time.perf_counter() - started
+        self.config = source.config
+        self.cache = KVCache(self.config, engine.block_size, kv_dtype(source, engine), device)
+        self._pool = BlockPool(engine.block_size, 1 << 30)
+        self._scheduler = Scheduler(
+            self._pool, max_num_seqs=1, max_num_batched_tokens=engine.max_num_batched_tokens
+        )
+        self._runner = Runner(self.decoder, self.cache, self.config.max_position_embeddings)
+        self._sampler = Sampler(self.config.vocab_size)
+        self.python_s = 0.0
+        """Time outside kernels in the last `decode`."""
+
+    def prefill(self, num_tokens: int) -> float:
+        """Seconds from a prompt of random tokens to the first token chosen."""
+        sequence = self._sequence(num_tokens, 1)
+        started = time.perf_counter()
+        while not sequence.output_ids:
+            self._step()
+        taken = time.perf_counter() - started
+        self._scheduler.finish(sequence)
+        return taken
+
+    def decode(self, prompt_tokens: int, num_tokens: int) -> float:
+        """Seconds for `num_tokens` tokens after a prompt; the prompt and two tokens before are not timed."""
+        sequence = self._sequence(prompt_tokens, num_tokens + 4)
+        while len(sequence.output_ids) < 3:
+            self._step()
+        started, kernels_before = time.perf_counter(), self._runner.kernel_s
+        for _ in range(num_tokens):
+            self._step()
+        taken = time.perf_counter() - started
+        self.python_s = taken - (self._runner.kernel_s - kernels_before)
+        self._scheduler.finish(sequence)
+        return taken
+
+    def _sequence(self, num_tokens: int, max_tokens: int) -> Sequence:
+        ids = np.random.default_rng(0).integers(0, self.config.vocab_size, num_tokens)
+        params = SamplingParams(temperature=0.0, ignore_eos=True)
+        sequence = Sequence(prompt_ids=ids.tolist(), params=params, seed=0, max_tokens=max_tokens)
+        self._scheduler.add(sequence)
+        return sequence
+
+    def _step(self) -> None:
+        step = self._scheduler.schedule()
+        assert step is not None
+        logits = self._runner.run(step, self._pool.num_blocks)
+        if logits is not None:
+            chosen = self._sampler.sample(logits, step.sequences, frozenset())
+            for sequence, token_id in zip(step.sequences, chosen, strict=True):
+                sequence.output_ids.append(token_id)
+
+
+def run_bench(
+    model: str | Path | None,
+    engine: EngineConfig,
+    *,
+    config: ModelConfig | None = None,
+    prompt_tokens: int = 512,
+    gen_tokens: int = 64,
+    repeats: int = 3,
+) -> BenchResult:
+    """Time a model.
+
+    Args:
+        model: which one, as for `LLM`.
+        engine: how to run it.
+        config: the shape of a model of random weights, instead of `model`.
+        prompt_tokens: tokens of the prefill, and in front of what is decoded.
+        gen_tokens: tokens to decode.
+        repeats: how often; medians are reported.
+    """
+    source = config if config is not None else open_model(model)
+    bench = BenchModel(source, engine)
+    bench.prefill(min(prompt_tokens, 64))  # kernels compiled, pages touched
+    bench.decode(8, 2)
+    prefill_s, decode_s, python_s = [], [], []
+    for _ in range(repeats):
+        prefill_s.append(bench.prefill(prompt_tokens))
+        decode_s.append(bench.decode(prompt_tokens, gen_tokens) / gen_tokens)
+        python_s.append(bench.python_s / gen_tokens)
+    token_s = median(decode_s)
+    context = prompt_tokens + gen_tokens / 2
+    kv_bytes = bench.cache.bytes_per_token * context
+    read = bench.decoder.bytes_per_token + kv_bytes
+    bandwidth = bench.decoder.device.backend.read_bandwidth()
+    return BenchResult(
+        model="random" if config is not None else str(model or "demo"),
+        quant=engine.quant or "none",
+        dtype=bench.decoder.lm_head.weight.format,
+        device=str(bench.decoder.device),
+        chip=str(bench.decoder.device.backend.properties.get("name", platform.processor())),
+        threads=bench.decoder.device.backend.num_threads,
+        prompt_tokens=prompt_tokens,
+        gen_tokens=gen_tokens,
+        repeats=repeats,
+        load_s=bench.load_s,
+        prefill_tokens_per_s=prompt_tokens / median(prefill_s),
+        decode_tokens_per_s=1 / token_s,
+        decode_ms_per_token=1e3 * token_s,
+        bytes_per_token=bench.decoder.bytes_per_token,
+        decode_bytes_per_s=read / token_s,
+        read_bandwidth_bytes_per_s=bandwidth,
+        percent_of_bandwidth=100 * read / token_s / bandwidth,
+        python_ms_per_token=1e3 * median(python_s),
+        weight_bytes=bench.decoder.weight_bytes,
+        kv_cache_bytes=bench.cache.nbytes,
+        peak_memory_bytes=peak_memory_bytes(),
+        date=date.today().isoformat(),
+        versions=versions(),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Highest resident memory of this process."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a measurement depends on."""
+    found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
+    for name in ("kuiperllm", "numpy", "numba", "llvmlite"):
+        found[name] = importlib.metadata.version(name)
+    return found
