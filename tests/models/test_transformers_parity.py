@@ -1,0 +1,150 @@
+"""Logits and greedy tokens against transformers, on tiny random checkpoints that transformers writes itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kuiperllm.config import EngineConfig, SamplingParams
+from kuiperllm.core import Device
+from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.loading import kv_dtype, load_decoder, open_model
+from kuiperllm.engine.runner import Runner
+from kuiperllm.engine.scheduler import Step
+from kuiperllm.engine.sequence import Sequence
+
+pytestmark = pytest.mark.oracle
+torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
+transformers = pytest.importorskip("transformers", reason="needs the extra 'oracle'")
+
+BASE = {
+    "hidden_size": 64,
+    "intermediate_size": 176,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 128,
+}
+YARN_ROPE = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama-2": ("Llama", {"num_key_value_heads": 4, "rms_norm_eps": 1e-5}),
+    "llama-2-one-kv-head": ("Llama", {"num_key_value_heads": 1, "hidden_size": 48}),
+    "llama-3.1": ("Llama", {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE}),
+    "llama-3.2-tied": (
+        "Llama",
+        {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE, "tie_word_embeddings": True, "head_dim": 32},
+    ),
+    "llama-linear-rope": ("Llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+    "llama-yarn-rope": ("Llama", {"rope_scaling": YARN_ROPE}),
+    "llama-biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-odd-head": ("Llama", {"head_dim": 20, "vocab_size": 301, "intermediate_size": 97}),
+    "qwen2.5": ("Qwen2", {"rope_theta": 1e6, "tie_word_embeddings": True, "rms_norm_eps": 1e-6}),
+    "qwen2.5-7-heads": (
+        "Qwen2",
+        {"num_attention_heads": 7, "num_key_value_heads": 1, "hidden_size": 112, "vocab_size": 311},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 32, "rope_theta": 1e6, "tie_word_embeddings": True}),
+    "qwen3-wide-head": ("Qwen3", {"head_dim": 48, "num_attention_heads": 6, "num_key_value_heads": 3}),
+}
+
+
+def make_checkpoint(folder: Path, name: str, seed: int) -> Any:
+    """Write a random checkpoint with transformers and return its model."""
+    family, changes = CONFIGS[name]
+    config = getattr(transformers, f"{family}Config")(**{**BASE, **changes})
+    torch.manual_seed(seed)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).to(torch.float32).eval()
+    with torch.no_grad():
+        for parameter_name, parameter in model.named_parameters():
+            if "norm" in parameter_name:
+                parameter.uniform_(0.5, 1.5)
+            elif parameter_name.endswith("bias"):
+                parameter.normal_(0, 0.5)
+            else:
+                parameter.normal_(0, 1.5 * parameter.shape[-1] ** -0.5)
+    model.save_pretrained(folder, safe_serialization=True)
+    return model
+
+
+class Stepper:
+    """A decoder driven token by token, without tokenizer or sampling."""
+
+    def __init__(self, folder: Path, prompt: list[int], **options: Any) -> None:
+        engine = EngineConfig(device="cpu", dtype="float32", **options)
+        with open_model(folder) as checkpoint:
+            decoder = load_decoder(checkpoint, engine, Device("cpu"))
+            dtype = kv_dtype(checkpoint, engine)
+        self.cache = KVCache(decoder.config, engine.block_size, dtype, Device("cpu"))
+        self.runner = Runner(decoder, self.cache, 512)
+        self.sequence = Sequence(prompt, SamplingParams(temperature=0.0), seed=0, max_tokens=512)
+        self.sequence.blocks = list(range(512 // engine.block_size))
+
+    def run(self, num_tokens: int) -> np.ndarray[Any, Any]:
+        logits = self.runner.run(Step([self.sequence], num_tokens), len(self.sequence.blocks))
+        assert logits is not None
+        return logits.numpy()[0].copy()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_logits_and_greedy_tokens_equal_those_of_transformers(tmp_path: Path, name: str, seed: int) -> None:
+    model = make_checkpoint(tmp_path, name, seed)
+    rng = np.random.default_rng(seed)
+    length = (31, 33)[seed]  # around the edge of a block of the cache
+    prompt = rng.integers(3, 300, length).tolist()
+
+    stepper = Stepper(tmp_path, prompt)
+    with torch.no_grad():
+        expected = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=64,
+            min_new_tokens=64,
+            do_sample=False,
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+    tokens = expected.sequences[0, length:].tolist()
+    worst = 0.0
+    found = []
+    logits = stepper.run(length)
+    for step, wanted in enumerate(expected.logits):
+        worst = max(worst, float(np.abs(logits - wanted[0].numpy()).max()))
+        # transformers suppresses the end-of-text token below min_new_tokens
+        scores = logits.copy()
+        scores[2] = -np.inf
+        found.append(int(scores.argmax()))
+        stepper.sequence.output_ids.append(tokens[step])
+        logits = stepper.run(1)
+    assert worst <= 2e-4
+    assert found == tokens
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-tied", "qwen2.5", "qwen3"])
+@pytest.mark.parametrize("chunk", [1, 7, 32])
+def test_a_prompt_taken_in_pieces_gives_the_same_logits(tmp_path: Path, name: str, chunk: int) -> None:
+    model = make_checkpoint(tmp_path, name, seed=2)
+    prompt = np.random.default_rng(3).integers(3, 300, 70).tolist()
+    with torch.no_grad():
+        expected = model(torch.tensor([prompt])).logits[0, -1].numpy()
+    stepper = Stepper(tmp_path, prompt)
+    logits = None
+    for first in range(0, 70, chunk):
+        step = Step([stepper.sequence], min(chunk, 70 - first))
+        logits = stepper.runner.run(step, len(stepper.sequence.blocks))
+    assert logits is not None
+    assert np.abs(logits.numpy()[0] - expected).max() <= 2e-4
