@@ -1,1 +1,104 @@
-"""KuiperLLM: a large-language-model inference framework, written from scratch in Python."""
+"""KuiperLLM: a large-language-model inference framework, written from scratch in Python.
+
+Everything public is imported on first use (PEP 562), so that `import kuiperllm` costs next to nothing.
+
+Example:
+    >>> from kuiperllm import LLM, SamplingParams
+    >>> LLM().generate("ROMEO:", SamplingParams(max_tokens=40, seed=1))[0].text
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
+    from kuiperllm.core import Device, DType, Tensor
+    from kuiperllm.engine.llm import LLM
+    from kuiperllm.engine.output import Chunk, Completion
+    from kuiperllm.engine.sequence import TokenLogprobs
+    from kuiperllm.errors import (
+        ChatTemplateError,
+        CheckpointError,
+        ConfigError,
+        ContextLengthError,
+        DeviceError,
+        DLPackError,
+        DownloadError,
+        DTypeError,
+        KernelError,
+        KuiperError,
+        MemoryLifetimeError,
+        OutOfMemoryError,
+        SamplingError,
+        ShapeError,
+        TokenizerError,
+        UnsupportedError,
+        UsageError,
+    )
+
+    __version__: str
+
+__all__ = [
+    "LLM",
+    "ChatTemplateError",
+    "CheckpointError",
+    "Chunk",
+    "Completion",
+    "ConfigError",
+    "ContextLengthError",
+    "DLPackError",
+    "DType",
+    "DTypeError",
+    "Device",
+    "DeviceError",
+    "DownloadError",
+    "EngineConfig",
+    "KernelError",
+    "KuiperError",
+    "MemoryLifetimeError",
+    "ModelConfig",
+    "OutOfMemoryError",
+    "SamplingError",
+    "SamplingParams",
+    "ShapeError",
+    "Tensor",
+    "TokenLogprobs",
+    "TokenizerError",
+    "UnsupportedError",
+    "UsageError",
+    "__version__",
+]
+
+_MODULE_OF = {
+    "EngineConfig": "kuiperllm.config",
+    "ModelConfig": "kuiperllm.config",
+    "SamplingParams": "kuiperllm.config",
+    "DType": "kuiperllm.core",
+    "Device": "kuiperllm.core",
+    "Tensor": "kuiperllm.core",
+    "LLM": "kuiperllm.engine.llm",
+    "Chunk": "kuiperllm.engine.output",
+    "Completion": "kuiperllm.engine.output",
+    "TokenLogprobs": "kuiperllm.engine.sequence",
+}
+"""Where a name is defined; the exceptions are all in `kuiperllm.errors`."""
+
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: object = version("kuiperllm")
+    elif name in __all__:
+        from importlib import import_module
+
+        value = getattr(import_module(_MODULE_OF.get(name, "kuiperllm.errors")), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

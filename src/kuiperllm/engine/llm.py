@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as List
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,10 @@ class LLM:
                 finished[index] = chunk.completion
         return [finished[index] for index in range(len(many))]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
         """Continue one prompt; yields text as it is made. Raises like `generate`.
 
-        Closing the iterator early ends the generation.
+        Closing the generator early ends the generation.
         """
         for _, chunk in self._stream_many([prompt], params):
             yield chunk
@@ -141,7 +141,7 @@ class LLM:
         *,
         tools: List[Mapping[str, Any]] | None = None,
         **template_options: Any,
-    ) -> Iterator[Chunk]:
+    ) -> Generator[Chunk, None, None]:
         """Like `chat`; yields text as it is made."""
         return self.stream(self.apply_chat_template(messages, tools=tools, **template_options), params)
 
