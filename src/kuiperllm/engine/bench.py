@@ -205,5 +205,8 @@ def versions() -> dict[str, str]:
     """Versions of what a measurement depends on."""
     found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
     for name in ("kuiperllm", "numpy", "numba", "llvmlite"):
-        found[name] = importlib.metadata.version(name)
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # run from the source tree
+            found[name] = "not installed"
     return found

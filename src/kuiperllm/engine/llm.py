@@ -75,7 +75,7 @@ class LLM:
             max_num_batched_tokens=engine.max_num_batched_tokens,
         )
         self._runner = Runner(decoder, cache, self.max_model_len)
-        self._sampler = Sampler(self.config.vocab_size)
+        self._sampler = Sampler(min(self.config.vocab_size, self.tokenizer.vocab_size))
         self._stop_ids = frozenset(
             (*self.config.eos_token_ids, *self.loaded.generation.eos_token_ids, *self.tokenizer.eos_token_ids)
         )

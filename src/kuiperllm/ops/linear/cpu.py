@@ -25,16 +25,29 @@ def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> No
     """y = x W^T + bias; see `kuiperllm.ops.linear`."""
     if x.shape[0] == 0:
         return
-    if x.shape[0] > 1 and target().at_least("amx") and _amx_takes(weight):
+    if _uses_amx(weight.format, *x.shape):
         _gemm_amx(x, weight, out, accumulate)
     elif weight.format == "q8":
         _linear_q8(x, weight, out, accumulate)
-    elif (
-        x.shape[0] > 1 and weight.format == "bfloat16" and weight.in_features % 16 == 0 and target().has_bf16
-    ):
+    elif _uses_bf16_dot(weight.format, *x.shape):
         _gemm_bf16(x, weight, out, accumulate)
     else:
         _linear_float(x, weight, out, accumulate)
+
+
+def _uses_amx(format: str, tokens: int, k: int) -> bool:
+    return tokens > 1 and format in ("bfloat16", "q8") and k % 32 == 0 and target().at_least("amx")
+
+
+def _uses_bf16_dot(format: str, tokens: int, k: int) -> bool:
+    return tokens > 1 and format == "bfloat16" and k % 16 == 0 and target().has_bf16
+
+
+def rounding(format: str, tokens: int, k: int) -> str | None:
+    """What x is rounded to before it is multiplied: `int8` groups, `bfloat16`, or None."""
+    if _uses_amx(format, tokens, k) or _uses_bf16_dot(format, tokens, k):
+        return "bfloat16"
+    return "int8" if format == "q8" else None
 
 
 # --- int8 groups ------------------------------------------------------------------------------------------
@@ -138,10 +151,6 @@ _AMX_ROWS = 512  # rows of x at a time: their tiles and sums stay in the second-
 _AMX_GRAIN = 4
 _AMX_SLICE = 512
 _TILE_ROWS = Kernel(_AMX_MODULE, "tile_rows")
-
-
-def _amx_takes(weight: LinearWeight) -> bool:
-    return weight.format in ("bfloat16", "q8") and weight.in_features % 32 == 0
 
 
 def _gemm_amx(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
