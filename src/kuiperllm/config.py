@@ -395,7 +395,7 @@ class SamplingParams:
     """Most tokens to generate; None: until the model stops or the context is full."""
     min_tokens: int = 0
     """End-of-text and stop tokens are suppressed before this many."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] | str = ()
     """Texts that end the output; they are not part of it."""
     stop_token_ids: tuple[int, ...] = ()
     """Token ids that end the output, besides the model's own end-of-text ids."""
