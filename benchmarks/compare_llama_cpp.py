@@ -12,12 +12,15 @@ the output projection over the whole vocabulary. Two figures each:
 * decode: tokens / seconds of greedy tokens (64), one forward pass each, after a prompt (128) that is not
   timed.
 
-Timed on both sides: the forward pass, and the argmax over the last token's logits. Not timed: loading,
-compiling, packing, clearing the cache, text. Each engine lives in its own process with the model loaded and
-sleeps while another works. A round is: bandwidth, llama.cpp prefill, KuiperLLM prefill, llama.cpp decode,
-KuiperLLM decode; each engine has run both once before the first round. What counts is the median of the
-ratios taken within each round, and that on a quiet machine only: the work of other programs is measured and
-printed with every figure.
+Timed on both sides: the forward pass, and the choice of the most likely token; for KuiperLLM also its
+scheduler and everything else that Python does per token. Not timed: loading, compiling, packing, clearing the
+cache, text. Each engine lives in its own process with the model loaded and sleeps while another works. A
+round is: llama.cpp prefill, KuiperLLM prefill, read bandwidth, llama.cpp decode, KuiperLLM decode, read
+bandwidth again (the better one counts); one round before the first warms up. What counts is the median of the
+ratios taken within each round. A round in which other programs used the processor is kept in the file but
+repeated: spinning threads lose most of their speed when one of their processors is taken. The memory of a
+shared host may be slowed by neighbours that this machine cannot see, so decode is also given as a share of
+the bandwidth measured beside it.
 
 llama.cpp runs at its best: built for this processor (`peers.py`), its C API called directly, the prompt as
 one batch, n_ubatch = n_batch (smaller ones were no faster), flash attention on (prefill gained 5-13 %, decode
@@ -52,7 +55,7 @@ from workers import Worker
 
 HERE = Path(__file__).parent
 PEER, OURS = "llama.cpp", "KuiperLLM"
-Samples = dict[str, dict[str, list[Any]]]
+Round = dict[str, Any]  # engine name -> its seconds; read_bandwidth, other_load, quiet
 SETTLE_S = 0.2  # lets spinning threads of the engine that just worked fall asleep
 
 
@@ -64,11 +67,11 @@ class Format:
     quant: str | None
     dtype: str
     group_size: int = 64
-    bytes_per_weight: float = 2.0
+    gguf_bytes_per_weight: float = 2.0
 
 
 FORMATS = {
-    "q8": Format(gguf="Q8_0", quant="q8", dtype="bfloat16", bytes_per_weight=34 / 32),
+    "q8": Format(gguf="Q8_0", quant="q8", dtype="bfloat16", gguf_bytes_per_weight=34 / 32),
     "bf16": Format(gguf="BF16", quant=None, dtype="bfloat16"),
     "f16": Format(gguf="F16", quant=None, dtype="float16"),
 }
@@ -86,8 +89,8 @@ class Cell:
         return FORMATS[self.format_name]
 
 
-def weight_bytes(config: dict[str, Any], bytes_per_weight: float) -> int:
-    """Bytes of matrices that one decoded token reads: all layers and the output projection."""
+def gguf_bytes_per_token(config: dict[str, Any], bytes_per_weight: float) -> int:
+    """Bytes of a GGUF file's matrices that one decoded token reads: all layers and the output projection."""
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
     heads = 2 * config["num_attention_heads"] + 2 * config["num_key_value_heads"]
@@ -96,8 +99,10 @@ def weight_bytes(config: dict[str, Any], bytes_per_weight: float) -> int:
     return int(weights * bytes_per_weight)
 
 
-def load(workers: dict[str, Worker], cell: Cell, peers: Peers, args: argparse.Namespace) -> None:
-    """Load the cell's model in every engine."""
+def load(workers: dict[str, Worker], cell: Cell, peers: Peers, args: argparse.Namespace) -> dict[str, int]:
+    """Load the cell's model in every engine; the bytes of weights that each reads for a decoded token."""
+    config = json.loads(cell.config.read_text())
+    read = {}
     if PEER in workers:
         workers[PEER].ask(
             "load",
@@ -108,44 +113,53 @@ def load(workers: dict[str, Worker], cell: Cell, peers: Peers, args: argparse.Na
             flash_attn=args.llama_flash_attn,
             load_mode=args.llama_load_mode,
         )
+        read[PEER] = gguf_bytes_per_token(config, cell.format.gguf_bytes_per_weight)
     if OURS in workers:
-        workers[OURS].ask(
+        answer = workers[OURS].ask(
             "load",
-            config=json.loads(cell.config.read_text()),
+            config=config,
             quant=cell.format.quant,
             group_size=cell.format.group_size,
             dtype=cell.format.dtype,
             threads=args.threads,
         )
+        read[OURS] = answer["bytes_per_token"]
+    return read
 
 
-def measure(workers: dict[str, Worker], bandwidth: Worker, args: argparse.Namespace) -> Samples:
-    """All samples of a cell: seconds per engine and figure, bytes per second of the machine."""
-    samples: Samples = {name: {"prefill": [], "decode": []} for name in workers}
-    samples["machine"] = {"read_bandwidth": [], "other_load": []}
+def measure(
+    workers: dict[str, Worker], bandwidth: Worker, args: argparse.Namespace
+) -> tuple[list[Round], bool]:
+    """Rounds until enough of them were quiet, and whether enough were. The warm-up before them is left out.
+
+    A round that other programs disturbed by more than `--max-other-load` is measured again, until there are
+    three times as many rounds as asked for.
+    """
     other_load = OtherLoad([worker.process.pid for worker in (bandwidth, *workers.values())])
-    for round_number in range(-1, args.rounds):  # round -1 warms up
-        read = bandwidth.ask("read_bandwidth", threads=args.threads)
-        taken: list[tuple[str, str, Any]] = [("machine", "read_bandwidth", read)]
-        for name, worker in workers.items():
-            time.sleep(SETTLE_S)
-            taken.append((name, "prefill", worker.ask("prefill", tokens=args.prefill)))
-        for name, worker in workers.items():
-            time.sleep(SETTLE_S)
-            taken.append((name, "decode", worker.ask("decode", prompt=args.prompt, tokens=args.tokens)))
-        taken.append(("machine", "other_load", other_load.restart()))
-        if round_number >= 0:
-            for name, figure, value in taken:
-                samples[name][figure].append(value)
-    return samples
+    rounds: list[Round] = []
+    run_round(workers, bandwidth, args)
+    other_load.restart()
+    while len(rounds) < 3 * args.rounds and sum(r["quiet"] for r in rounds) < args.rounds:
+        taken = run_round(workers, bandwidth, args)
+        taken["other_load"] = other_load.restart()
+        taken["quiet"] = taken["other_load"] <= args.max_other_load
+        rounds.append(taken)
+    return rounds, sum(r["quiet"] for r in rounds) == args.rounds
 
 
-def speeds(samples: dict[str, list[Any]], args: argparse.Namespace) -> dict[str, list[float]]:
-    """Tokens per second of every round."""
-    return {
-        "prefill": [args.prefill / seconds for seconds in samples["prefill"]],
-        "decode": [len(tokens) / sum(tokens) for tokens in samples["decode"]],
-    }
+def run_round(workers: dict[str, Worker], bandwidth: Worker, args: argparse.Namespace) -> Round:
+    """Every figure of every engine once, one engine at a time."""
+    taken: Round = {name: {} for name in workers}
+    for name, worker in workers.items():
+        time.sleep(SETTLE_S)
+        taken[name]["prefill_s"] = worker.ask("prefill", tokens=args.prefill)
+    before = bandwidth.ask("read_bandwidth", threads=args.threads)
+    for name, worker in workers.items():
+        time.sleep(SETTLE_S)
+        taken[name]["decode_s"] = worker.ask("decode", prompt=args.prompt, tokens=args.tokens)
+    after = bandwidth.ask("read_bandwidth", threads=args.threads)
+    taken["read_bandwidth"] = max(before, after)
+    return taken
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -153,30 +167,43 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": median(values), "min": min(values), "max": max(values)}
 
 
-def summarize(cell: Cell, samples: Samples, args: argparse.Namespace) -> dict[str, Any]:
-    """Medians, extremes, ratios within rounds, and how much of the bandwidth decode reaches."""
-    engines = {name: speeds(taken, args) for name, taken in samples.items() if name != "machine"}
-    read = samples["machine"]["read_bandwidth"]
-    weights = weight_bytes(json.loads(cell.config.read_text()), cell.format.bytes_per_weight)
+def summarize(
+    rounds: list[Round], bytes_per_token: dict[str, int], args: argparse.Namespace
+) -> dict[str, Any]:
+    """Medians, extremes, ratios within rounds, and how much of the bandwidth decode reaches.
+
+    `bytes_per_token` is by engine.
+    """
+    engines = [name for name in (PEER, OURS) if name in rounds[0]]
+    speeds = {
+        name: {
+            "prefill": [args.prefill / r[name]["prefill_s"] for r in rounds],
+            "decode": [args.tokens / r[name]["decode_s"] for r in rounds],
+        }
+        for name in engines
+    }
+    read = [r["read_bandwidth"] for r in rounds]
     summary: dict[str, Any] = {
-        "other_load_processors": spread(samples["machine"]["other_load"]),
+        "rounds": len(rounds),
+        "other_load_processors": spread([r["other_load"] for r in rounds]),
         "read_bandwidth_bytes_per_s": spread(read),
-        "weight_bytes_per_token": weights,
+        "weight_bytes_per_token": bytes_per_token,
         "tokens_per_s": {
-            name: {figure: spread(values) for figure, values in taken.items()}
-            for name, taken in engines.items()
+            n: {figure: spread(v) for figure, v in taken.items()} for n, taken in speeds.items()
         },
         "decode_share_of_bandwidth": {
             name: spread(
-                [speed * weights / limit for speed, limit in zip(taken["decode"], read, strict=True)]
+                [
+                    speed * bytes_per_token[name] / rate
+                    for speed, rate in zip(taken["decode"], read, strict=True)
+                ]
             )
-            for name, taken in engines.items()
+            for name, taken in speeds.items()
         },
     }
-    if {PEER, OURS} <= engines.keys():
-        ours, theirs = engines[OURS], engines[PEER]
+    if len(engines) == 2:
         summary["ratio"] = {
-            figure: spread([a / b for a, b in zip(ours[figure], theirs[figure], strict=True)])
+            figure: spread([a / b for a, b in zip(speeds[OURS][figure], speeds[PEER][figure], strict=True)])
             for figure in ("prefill", "decode")
         }
     return summary
@@ -210,6 +237,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["q8", "bf16"])
     parser.add_argument("--only", choices=(PEER, OURS), help="measure one engine, without ratios")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--max-other-load",
+        type=float,
+        default=0.1,
+        help="processors that other programs may take during a round, else it is repeated",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--prefill", type=int, default=512, help="tokens of the prefill")
     parser.add_argument("--prompt", type=int, default=128, help="tokens in front of the decode")
@@ -263,12 +296,15 @@ def main() -> None:
             for format_name in args.formats:
                 cell = Cell(config, format_name)
                 say(f"measuring {config.stem} {format_name}")
-                load(workers, cell, peers, args)
-                samples = measure(workers, bandwidth, args)
-                summary = summarize(cell, samples, args)
+                bytes_per_token = load(workers, cell, peers, args)
+                rounds, quiet = measure(workers, bandwidth, args)
+                if not quiet:
+                    say(f"other programs used the processor in most of {len(rounds)} rounds; counting all")
+                counted = [r for r in rounds if r["quiet"]] if quiet else rounds
+                summary = summarize(counted, bytes_per_token, args)
                 show(cell, summary)
                 where = {"config": config.stem, "format": format_name, "gguf": cell.format.gguf}
-                result["cells"].append(where | summary | {"samples": samples})
+                result["cells"].append(where | {"quiet": quiet} | summary | {"samples": rounds})
                 for worker in workers.values():
                     worker.ask("unload")
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from worker_protocol import serve
 
 BUFFER_BYTES = 1 << 30
 PASSES = 8
-ALIGNMENT = 256
+ALIGNMENT = 1024  # what read_bandwidth.c reads per step
 
 
 class Bandwidth:

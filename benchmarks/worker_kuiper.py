@@ -1,17 +1,16 @@
 """KuiperLLM behind the worker protocol: a thin adapter over `kuiperllm.engine.bench`.
 
-Timed by `BenchModel`: the whole forward pass from token ids to the logits of the last token, and their
-argmax. Not timed: making the random weights, compiling kernels, the prompt in front of a decode.
+Timed by `BenchModel`: scheduling, the whole forward pass from token ids to the logits of the last token, and
+greedy sampling, in Python's time too. Not timed: making the random weights, compiling kernels, the prompt in
+front of a decode.
 """
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
-from kuiperllm.engine.bench import BenchModel
-
-from kuiperllm.config import ModelConfig
+from kuiperllm.config import EngineConfig, ModelConfig
+from kuiperllm.engine.bench import BenchModel, versions
 from worker_protocol import serve
 
 
@@ -23,30 +22,26 @@ class Kuiper:
 
     def info(self) -> dict[str, str]:
         """Versions of what does the work."""
-        packages = ("kuiperllm", "numba", "llvmlite", "numpy")
-        return {"name": "KuiperLLM"} | {name: version(name) for name in packages}
+        return {"name": "KuiperLLM"} | versions()
 
     def load(
         self, *, config: dict[str, Any], quant: str | None, group_size: int, dtype: str, threads: int
-    ) -> dict[str, Any]:
-        """Make a model of random weights."""
+    ) -> dict[str, int]:
+        """Make a model of random weights; tells how many bytes of them a decoded token reads."""
         self.unload()
-        self.model = BenchModel(
-            ModelConfig.from_hf(config),
-            quant=quant,
-            group_size=group_size,
-            dtype=dtype,
-            num_threads=threads,
+        engine = EngineConfig(
+            device="cpu", quant=quant, group_size=group_size, dtype=dtype, num_threads=threads
         )
-        return {}
+        self.model = BenchModel(ModelConfig.from_hf(config), engine)
+        return {"bytes_per_token": self.model.decoder.bytes_per_token}
 
     def prefill(self, *, tokens: int) -> float:
         """Seconds from a prompt to its first token, with an empty KV cache."""
         return self._loaded().prefill(tokens)
 
-    def decode(self, *, prompt: int, tokens: int) -> list[float]:
-        """Seconds of each greedy token after a prompt that is not timed."""
-        return list(self._loaded().decode(prompt, tokens))
+    def decode(self, *, prompt: int, tokens: int) -> float:
+        """Seconds for greedy tokens after a prompt that is not timed."""
+        return self._loaded().decode(prompt, tokens)
 
     def unload(self) -> None:
         """Let go of the model."""

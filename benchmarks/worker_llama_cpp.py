@@ -44,7 +44,7 @@ class LlamaCpp:
 
     def load(
         self, *, path: str, threads: int, context: int, batch: int, flash_attn: bool, load_mode: str
-    ) -> dict[str, Any]:
+    ) -> None:
         """Load a GGUF file. `context`: tokens that must fit; `batch`: longest prompt, run as one batch."""
         self.unload()
         model_params = llama_cpp.llama_model_default_params()
@@ -68,22 +68,21 @@ class LlamaCpp:
         self.vocab_size = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.batch = llama_cpp.llama_batch_init(batch, 0, 1)
         self.tokens = np.random.default_rng(0).integers(0, self.vocab_size, batch).tolist()
-        return {"model_bytes": llama_cpp.llama_model_size(self.model)}
 
     def prefill(self, *, tokens: int) -> float:
         """Seconds from a prompt to its first token, with an empty KV cache."""
         self._clear()
         return self._step(self.tokens[:tokens], 0)[1]
 
-    def decode(self, *, prompt: int, tokens: int) -> list[float]:
-        """Seconds of each greedy token after a prompt that is not timed."""
+    def decode(self, *, prompt: int, tokens: int) -> float:
+        """Seconds for greedy tokens after a prompt that is not timed."""
         self._clear()
         token, _ = self._step(self.tokens[:prompt], 0)
-        seconds = []
+        total = 0.0
         for position in range(prompt, prompt + tokens):
             token, elapsed = self._step([token], position)
-            seconds.append(elapsed)
-        return seconds
+            total += elapsed
+        return total
 
     def unload(self) -> None:
         """Free the model, if there is one."""
