@@ -60,7 +60,7 @@ def compile_kernel(
         ir = entry.inspect_llvm(entry.signatures[0])
         mangled = entry.overloads[entry.signatures[0]].fndesc.llvm_func_name
     ir = ir.replace(mangled, symbol)
-    jit.check_symbols(ir, name)
+    jit.check_symbols(ir, name, where)
     return slots, machine.emit_object(llvm.parse_assembly(ir))
 
 

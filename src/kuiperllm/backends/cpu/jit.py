@@ -41,6 +41,10 @@ _HEADER = struct.Struct("<10s32s32sHI")  # magic, SHA-256 of the rest, symbol-sa
 # the object is loaded without Numba, and LLVM ends the process over that.
 _ALLOWED_SYMBOLS = frozenset({"memset", "memcpy", "memmove", "sched_yield"})
 
+# These become calls of the C library, the second set on x86 before SSE4.1.
+_LIBRARY = re.compile(r"a?(sin|cos|tan)h?|atan2|exp(2|10)?|log(2|10)?|powi?")
+_ROUNDING = re.compile(r"ceil|floor|nearbyint|rint|round(even)?|trunc")
+
 _VOCABULARY = (
     "simd",
     "rowwise",
@@ -260,9 +264,16 @@ def target_machine(where: Target) -> Any:
     )
 
 
-def check_symbols(ir: str, kernel: str) -> None:
+def check_symbols(ir: str, kernel: str, where: Target) -> None:
     """Raise `KernelError` if LLVM code calls anything that is not there when it is loaded on its own."""
-    declared = re.findall(r"^declare [^@]*@\"?([^\"(\s]+)", ir, re.MULTILINE)
-    foreign = [s for s in declared if not s.startswith("llvm.") and s not in _ALLOWED_SYMBOLS]
+    foreign = []
+    for symbol in re.findall(r"^declare [^@]*@\"?([^\"(\s]+)", ir, re.MULTILINE):
+        name = symbol.removeprefix("llvm.").partition(".")[0]
+        if symbol.startswith("llvm."):
+            allowed = not _LIBRARY.fullmatch(name) and (where.has_fma or not _ROUNDING.fullmatch(name))
+        else:
+            allowed = symbol in _ALLOWED_SYMBOLS
+        if not allowed:
+            foreign.append(name)
     if foreign:
         raise KernelError(f"kernel {kernel} calls {', '.join(foreign)}, which compiled kernels may not")

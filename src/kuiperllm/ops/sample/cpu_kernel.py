@@ -8,8 +8,6 @@ end are few, they are copied to a list, and all that follows, the draw included,
 A token that has been dropped has weight 0.
 """
 
-import math
-
 import numpy as np
 
 from kuiperllm.backends.cpu.rowwise import NEGATIVE_INFINITY, first_equal, largest, load_or
@@ -247,8 +245,9 @@ def sample_row(x, n, best, temperature, top_k, top_p, min_p, u, weights, keys, k
             x, weights, listed = keys, key_weights, True
         low, high, count = threshold(x, weights, n, low, high, count, 0, 0, goal)
         _, mass, one = more_than(x, weights, n, low)
-        ties = min((goal - mass) / one, float(n))
-        keep(x, weights, n, low, max(1, math.ceil(ties)))
+        ratio = min((goal - mass) / one, float(n))
+        ties = np.int64(ratio)
+        keep(x, weights, n, low, max(1, ties + (ratio > ties)))
     if min_p > 0:
         drop_light(weights, n, min_p)
     chosen = draw(weights, n, u)

@@ -1,0 +1,97 @@
+"""Kernels that tests of the tool box run."""
+
+import numpy as np
+
+from kuiperllm.backends.cpu.rowwise import first_equal, largest, log
+from kuiperllm.backends.cpu.simd import (
+    at_least,
+    count_lanes,
+    equal,
+    exp,
+    f32p,
+    first_lane,
+    greater,
+    i64p,
+    load,
+    load_bf16,
+    load_f16,
+    load_first,
+    min_lanes,
+    sqrt,
+    store,
+    store_bf16,
+    store_f16,
+    store_first,
+    u16p,
+)
+
+FACTOR = 2
+
+
+def widen_bf16(source: u16p, out: f32p, begin, end, thread):
+    for i in range(begin, end):
+        store(out, 16 * i, load_bf16(source, 16 * i))
+
+
+def widen_f16(source: u16p, out: f32p, begin, end, thread):
+    for i in range(begin, end):
+        store(out, 16 * i, load_f16(source, 16 * i))
+
+
+def narrow_bf16(source: f32p, out: u16p, begin, end, thread):
+    for i in range(begin, end):
+        store_bf16(out, 16 * i, load(source, 16 * i))
+
+
+def narrow_f16(source: f32p, out: u16p, begin, end, thread):
+    for i in range(begin, end):
+        store_f16(out, 16 * i, load(source, 16 * i))
+
+
+def exponential(source: f32p, out: f32p, begin, end, thread):
+    for i in range(begin, end):
+        store(out, 16 * i, exp(load(source, 16 * i)))
+
+
+def copy_first(source: f32p, out: f32p, count: int, begin, end, thread):
+    for _ in range(begin, end):
+        store_first(out, 0, load_first(source, 0, count), count)
+
+
+def compare(x: f32p, y: f32p, out: i64p, begin, end, thread):
+    for i in range(begin, end):
+        a, b = load(x, 16 * i), load(y, 16 * i)
+        out[4 * i] = count_lanes(greater(a, b))
+        out[4 * i + 1] = count_lanes(at_least(a, b))
+        out[4 * i + 2] = count_lanes(equal(a, b))
+        out[4 * i + 3] = first_lane(equal(a, b))
+
+
+def facts(x: f32p, n: int, out: f32p, place: i64p, begin, end, thread):
+    for _ in range(begin, end):
+        out[0] = largest(x, n)
+        out[1] = min_lanes(load(x, 0))
+        out[2] = sqrt(x[0])
+        out[3] = log(np.float64(x[0]))
+        place[0] = first_equal(x, n, out[0])
+
+
+def count_items(out: i64p, begin, end, thread):
+    for i in range(begin, end):
+        out[i] += FACTOR
+
+
+def wants_a_library(x: f32p, begin, end, thread):
+    x[0] = np.sin(x[0])
+
+
+def lacks_a_type(x, begin, end, thread):
+    x[0] = 0
+
+
+def lacks_items(x: f32p):
+    x[0] = 0
+
+
+def adds_text(x: f32p, begin, end, thread):
+    x[0] = x[0] + "1"
