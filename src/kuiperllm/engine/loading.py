@@ -13,7 +13,7 @@ from kuiperllm.config import EngineConfig, GenerationDefaults, ModelConfig
 from kuiperllm.core import Device, DType
 from kuiperllm.core.memory import format_bytes, out_of_memory
 from kuiperllm.engine.kv_cache import bytes_per_token
-from kuiperllm.errors import TokenizerError, UsageError
+from kuiperllm.errors import TokenizerError
 from kuiperllm.layers import WeightLoader
 from kuiperllm.models import Decoder, build_model
 from kuiperllm.text import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
@@ -183,16 +183,15 @@ def kv_dtype(checkpoint: Checkpoint, engine: EngineConfig) -> DType:
 def plan_memory(checkpoint: Checkpoint, engine: EngineConfig, device: Device) -> MemoryPlan:
     """What running a checkpoint takes, and how long a context the memory allows.
 
+    An explicit `max_model_len` may exceed what the checkpoint states: some state less than they can do.
+
     Raises:
         OutOfMemoryError: weights and cache do not fit; the message says what is needed and what there is.
-        UsageError: `max_model_len` is more than the model was made for.
     """
     config = checkpoint.config
     trained = config.max_position_embeddings
     if engine.max_model_len is not None and engine.max_model_len > trained:
-        raise UsageError(
-            f"max_model_len={engine.max_model_len} is more than the {trained} positions that the model has"
-        )
+        log.warning("max_model_len=%d: the model states only %d positions", engine.max_model_len, trained)
     weight_bytes = sum(_packed_bytes(info.dtype, info.shape, engine) for info in checkpoint.tensors.values())
     per_token = bytes_per_token(config, kv_dtype(checkpoint, engine))
     memory = device.memory_info()
