@@ -40,9 +40,9 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> N
     launch(
         _write_kv(cache.keys.dtype),
         *(k, v, slot_mapping, cache.keys, cache.values, scratch),
-        *(heads, d, _padded(d), cache.block_size, *strides),
+        *(tokens, heads, d, _padded(d), cache.block_size, *strides),
         items=tokens * heads,
-        grain=max(1, 4096 // d),
+        grain=max(cache.block_size, 4096 // d),
     )
 
 

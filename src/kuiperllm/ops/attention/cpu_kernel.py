@@ -225,11 +225,12 @@ def merge_splits(
 
 
 def write_kv(
-    k: f32p, v: f32p, slots: i64p, keys: u8p, values: u8p, scratch: u8p, heads: int, d: int, dp: int,
-    size: int, k_token: int, k_head: int, v_token: int, v_head: int, begin, end, thread,
+    k: f32p, v: f32p, slots: i64p, keys: u8p, values: u8p, scratch: u8p, tokens: int, heads: int, d: int,
+    dp: int, size: int, k_token: int, k_head: int, v_token: int, v_head: int, begin, end, thread,
 ):  # fmt: skip
+    """Items go through the tokens of one head first: threads then seldom write to the same cache lines."""
     for item in range(begin, end):
-        head, token = item % heads, item // heads
+        head, token = item // tokens, item % tokens
         slot = slots[token]
         if slot < 0:
             continue

@@ -18,6 +18,7 @@ from kuiperllm.quant.q8 import Q8Tensor
 
 _MODULE = "kuiperllm.ops.linear.cpu_kernel"
 _FLOAT_FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
+_SLICE_BYTES = 8192  # of a row of W that a pass over x works on: 32 rows of it fit the second-level cache
 _OFFSET_128 = int(np.uint32(0x80808080).view(np.int32))
 
 
@@ -89,7 +90,14 @@ def _gemv_q8(group: int, half: bool, bias: bool, accumulate: bool) -> Kernel:
 def _gemm_q8(group: int, half: bool, bias: bool, accumulate: bool) -> Kernel:
     rows = 6 if target().at_least("avx512") else 2
     return Kernel(
-        _MODULE, "gemm_q8", GROUP=group, HALF_SCALES=half, BIAS=bias, ACCUMULATE=accumulate, ROWS=rows
+        _MODULE,
+        "gemm_q8",
+        GROUP=group,
+        HALF_SCALES=half,
+        BIAS=bias,
+        ACCUMULATE=accumulate,
+        ROWS=rows,
+        SLICE=_SLICE_BYTES,
     )
 
 
@@ -119,7 +127,7 @@ def _float_kernel(name: str, format: str, bias: bool, accumulate: bool) -> Kerne
         BIAS=bias,
         ACCUMULATE=accumulate,
         ROWS=rows,
-        SLICE=256 if format == "float32" else 512,
+        SLICE=_SLICE_BYTES // DType(format).itemsize,
     )
 
 
@@ -141,7 +149,9 @@ _ROUND_ROWS = Kernel(_MODULE, "round_rows")
 
 @cache
 def _bf16_kernel(bias: bool, accumulate: bool) -> Kernel:
-    return Kernel(_MODULE, "gemm_bf16", BIAS=bias, ACCUMULATE=accumulate, ROWS=12)
+    return Kernel(
+        _MODULE, "gemm_bf16", BIAS=bias, ACCUMULATE=accumulate, ROWS=8, SLICE=_SLICE_BYTES // 2
+    )  # fmt: skip
 
 
 # --- AMX --------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ A block holds 16 rows of W side by side, so that one vector is 16 outputs and no
                        scales [N/16][K/GROUP][16]
 
 `gemv_*` is for one row of x (decode): it streams W once, two blocks at a time. `gemm_*` is for more: a tile
-of ROWS x 2 blocks stays in registers, a slice of W in the cache. Work items are pairs of blocks.
+of ROWS x 2 blocks stays in registers, the two blocks in the cache. Work items are pairs of blocks.
 """
 
 import numpy as np
@@ -69,7 +69,7 @@ ROWS = 6  # rows of x in a register tile
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 AHEAD = 4096  # bytes that a stream of weights is fetched ahead
-SLICE = 512  # columns of W that a pass over x works on
+SLICE = 8192  # columns of W that a pass over x works on
 
 
 @inline
