@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+
+COMMAND = (sys.executable, "-m", "kuiperllm")
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_result import Result, Run
+from cli_result import COMMAND, Result, Run
 from small_model import write_model
 
 from kuiperllm.cli import main
-
-COMMAND = (sys.executable, "-m", "kuiperllm")
 
 
 @pytest.fixture

@@ -138,19 +138,22 @@ class Conversation:
     def _answer(self) -> str:
         """Stream the answer to the messages; as much of it as there was time for, if Ctrl-C stops it."""
         parts: list[str] = []
-        with _Interruption() as interruption:
-            chunks = self._llm.stream_chat(self._messages, self._params)
-            with contextlib.closing(chunks):
-                for chunk in chunks:
-                    if not parts:
-                        self._reporter.text_follows()
-                    parts.append(chunk.text)
-                    write(chunk.text)
-                    if chunk.completion is not None and self._stats:
-                        print(f"\n{speed(chunk.completion)}", end="", file=sys.stderr)
-                    if interruption.requested:
-                        break
+        completion = None
+        with (
+            _Interruption() as interruption,
+            contextlib.closing(self._llm.stream_chat(self._messages, self._params)) as chunks,
+        ):
+            for chunk in chunks:
+                if not parts:
+                    self._reporter.text_follows()
+                parts.append(chunk.text)
+                completion = chunk.completion
+                write(chunk.text)
+                if interruption.requested:
+                    break
         write("\n")
+        if self._stats and completion is not None:
+            print(speed(completion), file=sys.stderr)
         return "".join(parts)
 
 
