@@ -77,7 +77,7 @@ def test_a_model_without_template_is_refused(kuiper: Run) -> None:
 def test_a_message_that_does_not_fit_is_refused(kuiper: Run, chat_model: Path) -> None:
     result = kuiper("chat", "-m", chat_model, "--max-model-len", "64", stdin="x" * 100 + "\n")
     assert result.code == 2
-    assert "the context holds 64" in result.refused()
+    assert "context of 64" in result.refused()
 
 
 def test_input_that_is_not_utf8_is_refused(kuiper: Run, chat_model: Path) -> None:
@@ -190,7 +190,7 @@ def test_what_fails_leaves_the_conversation_and_the_prompt(chat_model: Path, ker
     try:
         shell.wait_for("> ")
         shell.type("x" * 200 + "\n")
-        assert "the context holds 100" in shell.wait_for("error: [^\n]*\n")
+        assert "context of 100" in shell.wait_for("error: [^\n]*\n")
         shell.wait_for("> ")
         shell.type("short\n")
         shell.wait_for("short\r\n[^>]*\r\n> ")
