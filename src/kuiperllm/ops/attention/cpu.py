@@ -14,7 +14,7 @@ from kuiperllm.ops.attention.cache import LayerCache
 
 _MODULE = "kuiperllm.ops.attention.cpu_kernel"
 _FORMATS = {DType.float32: 0, DType.float16: 1, DType.bfloat16: 2}
-_TILE = 24  # query rows that share a pass over the keys
+_TILE, _SPAN = 24, 4  # as in cpu_kernel.py
 _SPLIT_TOKENS = 256  # a sequence is split between threads in pieces of about this many tokens
 
 
@@ -59,7 +59,7 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Ten
         longest = table_width * cache.block_size
         splits = max(1, min(-(-4 * num_threads() // items), longest // _SPLIT_TOKENS))
     dp = _padded(d)
-    scratch = Tensor.empty((num_threads(), _TILE * (d + cache.block_size + dp + 2)))
+    scratch = Tensor.empty((num_threads(), _TILE * (d + _SPAN * cache.block_size + dp + 2)))
     partial = Tensor.empty((items * splits, min(rows, _TILE) * (dp + 2))) if splits > 1 else scratch
     shape = (cache.num_kv_heads, repeats, d, dp, cache.block_size, tiles, splits, table_width)
     strides = (*q.strides[:2], *out.strides[:2], scratch.strides[0], partial.strides[0])

@@ -48,6 +48,7 @@ SPLIT = False  # leave partial results for merge_splits
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 TILE = 24  # query rows that share a pass over the keys
+SPAN = 4  # blocks of keys between two looks at the maximum
 LOWEST = -1e30  # score of a key that must not be seen; its weight becomes 0
 
 
@@ -66,7 +67,7 @@ def scalar_exp(x):
 
 
 @inline
-def multiply_keys(query, keys, scores, rows, d, size):
+def multiply_keys(query, keys, scores, rows, d, size, stride):
     """scores[row, key] = query[row] . keys[:, key] for one block."""
     for row in range(0, rows, ROWS):
         for key in range(0, size, 16 * VECTORS):
@@ -87,11 +88,11 @@ def multiply_keys(query, keys, scores, rows, d, size):
                 if row + r < rows:
                     for c in unroll(VECTORS):
                         if key + 16 * c < size:
-                            store(scores, (row + r) * size + key + 16 * c, acc[r, c])
+                            store(scores, (row + r) * stride + key + 16 * c, acc[r, c])
 
 
 @inline
-def add_values(scores, values, sums, rows, keys, dp, size):
+def add_values(scores, values, sums, rows, keys, dp, stride):
     """sums[row] += scores[row, :keys] times the values of one block."""
     for row in range(0, rows, ROWS):
         for column in range(0, dp, 16 * COLUMNS):
@@ -105,7 +106,7 @@ def add_values(scores, values, sums, rows, keys, dp, size):
                 for c in unroll(COLUMNS):
                     value[c] = load_cached(values, j * dp + min(column + 16 * c, dp - 16))
                 for r in unroll(ROWS):
-                    p = broadcast(scores, at[r] * size + j)
+                    p = broadcast(scores, at[r] * stride + j)
                     for c in unroll(COLUMNS):
                         acc[r, c] = fma(p, value[c], acc[r, c])
             for r in unroll(ROWS):
@@ -116,18 +117,20 @@ def add_values(scores, values, sums, rows, keys, dp, size):
 
 
 @inline
-def weigh(scores, row, seen, top, total, sums, dp, size):
+def weigh(scores, row, seen, top, total, sums, dp, width):
     """Turn a row of scores into weights exp(score - maximum); rescale what was summed if the maximum grew."""
     largest = splat(np.float32(LOWEST))
-    for key in range(0, size, 16):
-        score = keep_first(load(scores, row * size + key), seen - key, np.float32(LOWEST))
-        store(scores, row * size + key, score)
+    for key in range(0, width, 16):
+        score = load(scores, key)
+        if key + 16 > seen:
+            score = keep_first(score, seen - key, np.float32(LOWEST))
+            store(scores, key, score)
         largest = vmax(largest, score)
     before, highest = top[row], max(top[row], max_lanes(largest))
     weight = zeros()
-    for key in range(0, size, 16):
-        p = exp(sub(load(scores, row * size + key), splat(highest)))
-        store(scores, row * size + key, p)
+    for key in range(0, width, 16):
+        p = exp(sub(load(scores, key), splat(highest)))
+        store(scores, key, p)
         weight = add(weight, p)
     if highest > before:
         shrink = scalar_exp(before - highest)
@@ -146,7 +149,7 @@ def attend(
 ):  # fmt: skip
     query = offset(scratch, thread * scratch_stride)
     scores = offset(query, TILE * d)
-    sums = offset(scores, TILE * size)
+    sums = offset(scores, TILE * SPAN * size)
     top = offset(sums, TILE * dp)
     total = offset(top, TILE)
     item_bytes = 4 if FORMAT == FLOAT32 else 2
@@ -173,15 +176,22 @@ def attend(
         limit = context + (row0 + rows - 1) // repeats + 1
         blocks = (limit + size - 1) // size
         share = (blocks + splits - 1) // splits
-        for index in range(split * share, min(split * share + share, blocks)):
-            block = np.int64(block_table[sequence * table_width + index]) * kv_heads + head
-            block_keys = offset(keys, block * d * size * item_bytes)
-            block_values = offset(values, block * dp * size * item_bytes)
-            multiply_keys(query, block_keys, scores, rows, d, size)
+        after = min(split * share + share, blocks)
+        table = offset(block_table, sequence * table_width)
+        for first in range(split * share, after, SPAN):
+            span = min(SPAN, after - first)
+            for index in range(span):
+                block = np.int64(table[first + index]) * kv_heads + head
+                block_keys = offset(keys, block * d * size * item_bytes)
+                multiply_keys(query, block_keys, offset(scores, index * size), rows, d, size, SPAN * size)
             for row in range(rows):
-                seen = context + (row0 + row) // repeats + 1 - index * size
-                weigh(scores, row, seen, top, total, sums, dp, size)
-            add_values(scores, block_values, sums, rows, min(limit - index * size, size), dp, size)
+                seen = context + (row0 + row) // repeats + 1 - first * size
+                weigh(offset(scores, row * SPAN * size), row, seen, top, total, sums, dp, span * size)
+            for index in range(span):
+                block = np.int64(table[first + index]) * kv_heads + head
+                block_values = offset(values, block * dp * size * item_bytes)
+                seen = min(limit - (first + index) * size, size)
+                add_values(offset(scores, index * size), block_values, sums, rows, seen, dp, SPAN * size)
         if SPLIT:
             mine = offset(partial, item * partial_stride)
             for row in range(rows):
