@@ -1,4 +1,4 @@
-"""Logits and greedy tokens against transformers, on tiny random checkpoints that transformers writes itself."""
+"""Logits and greedy tokens against transformers, on tiny random checkpoints that it writes itself."""
 
 from __future__ import annotations
 
