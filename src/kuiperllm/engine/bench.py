@@ -26,6 +26,9 @@ from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
 from kuiperllm.engine.scheduler import Scheduler
 from kuiperllm.engine.sequence import Sequence
+from kuiperllm.errors import ContextLengthError, UsageError
+
+_UNTIMED = 3  # tokens before decoding is timed: the prefill's, and two while the step is captured
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,8 @@ class BenchModel:
 
     def decode(self, prompt_tokens: int, num_tokens: int) -> float:
         """Seconds for `num_tokens` tokens after a prompt; the prompt and two tokens before are not timed."""
-        sequence = self._sequence(prompt_tokens, num_tokens + 4)
-        while len(sequence.output_ids) < 3:
+        sequence = self._sequence(prompt_tokens, num_tokens + _UNTIMED)
+        while len(sequence.output_ids) < _UNTIMED:
             self._step()
         started, kernels_before = time.perf_counter(), self._runner.kernel_s
         for _ in range(num_tokens):
@@ -153,9 +156,20 @@ def run_bench(
         prompt_tokens: tokens of the prefill, and in front of what is decoded.
         gen_tokens: tokens to decode.
         repeats: how often; medians are reported.
+
+    Raises:
+        UsageError: a number is below 1.
+        ContextLengthError: the model's context has no room for prompt and output.
+        KuiperError: as `LLM`.
     """
-    source = config if config is not None else open_model(model)
-    bench = BenchModel(source, engine)
+    if min(prompt_tokens, gen_tokens, repeats) < 1:
+        raise UsageError("prompt_tokens, gen_tokens and repeats must be at least 1")
+    bench = _load(model, config, engine)
+    if prompt_tokens + gen_tokens + _UNTIMED > bench.config.max_position_embeddings:
+        raise ContextLengthError(
+            f"{prompt_tokens} tokens of prompt, {gen_tokens} of output and {_UNTIMED} not timed do not fit "
+            f"into the model's context of {bench.config.max_position_embeddings}"
+        )
     bench.prefill(min(prompt_tokens, 64))  # kernels compiled, pages touched
     bench.decode(8, 2)
     prefill_s, decode_s, python_s = [], [], []
@@ -195,10 +209,21 @@ def run_bench(
     )
 
 
+def _load(model: str | Path | None, config: ModelConfig | None, engine: EngineConfig) -> BenchModel:
+    if config is not None:
+        return BenchModel(config, engine)
+    with open_model(model) as checkpoint:
+        return BenchModel(checkpoint, engine)
+
+
 def peak_memory_bytes() -> int:
-    """Highest resident memory of this process."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    """Highest resident memory of this process, mapped files included."""
+    if sys.platform == "linux":  # getrusage would count what the parent held when it forked
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) * 1024
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def versions() -> dict[str, str]:

@@ -49,3 +49,8 @@ class BlockPool:
     def free(self, blocks: list[int]) -> None:
         """Put blocks back."""
         self._free.extend(reversed(blocks))
+
+    def shrink(self, num_blocks: int) -> None:
+        """Forget the blocks from this number on, all of them free: the cache cannot hold them."""
+        self.num_blocks = min(self.num_blocks, num_blocks)
+        self._free = [block for block in self._free if block < self.num_blocks]

@@ -13,7 +13,7 @@ def bytes_per_token(config: ModelConfig, dtype: DType) -> int:
 
 
 class KVCache:
-    """One `LayerCache` per layer; grows by copying into larger ones.
+    """One `LayerCache` per layer; grows by copying into larger ones, one layer after the other.
 
     Args:
         config: the shape of the model.
@@ -27,23 +27,27 @@ class KVCache:
         self.bytes_per_token = bytes_per_token(config, dtype)
         self.block_size = block_size
         self.num_blocks = 0
+        self._device = device
         self.layers: list[LayerCache] = [
             LayerCache.empty(0, block_size, config.num_key_value_heads, config.head_dim, dtype, device)
             for _ in range(config.num_hidden_layers)
         ]
 
-    def reserve(self, num_blocks: int) -> bool:
-        """Hold at least so many blocks; whether the caches had to be replaced for that.
+    def reserve(self, num_blocks: int) -> None:
+        """Hold at least so many blocks.
 
         Raises:
-            OutOfMemoryError: the device has not enough memory.
+            OutOfMemoryError: the device has not enough memory; the blocks there were are as before.
         """
         if num_blocks <= self.num_blocks:
-            return False
-        for index, layer in enumerate(self.layers):  # one at a time: the old one is given up at once
-            self.layers[index] = layer.grown(num_blocks)
+            return
+        for index in range(len(self.layers)):
+            if self.layers[index].num_blocks < num_blocks:  # it may have grown before memory ran out
+                self.layers[index] = self.layers[index].grown(num_blocks)
+                # The old memory is too small to be used again: without this, caches that were outgrown would
+                # take as much as the one in use.
+                self._device.allocator.empty_cache()
         self.num_blocks = num_blocks
-        return True
 
     @property
     def nbytes(self) -> int:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import secrets
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
 from collections.abc import Sequence as List
+from dataclasses import fields
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +55,11 @@ class LLM:
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        try:
-            self.engine_config = EngineConfig(**options)
-        except TypeError:
-            raise UsageError(f"LLM has no option {_unknown_option(options)!r}; see EngineConfig") from None
+        known = [field.name for field in fields(EngineConfig)]
+        for name in options:
+            if name not in known:
+                raise UsageError(f"LLM has no option {name!r}; there are {', '.join(known)}")
+        self.engine_config = EngineConfig(**options)
         device = Device(self.engine_config.device)
         if self.engine_config.num_threads is not None:
             device.backend.set_num_threads(self.engine_config.num_threads)
@@ -67,8 +71,7 @@ class LLM:
         self.max_model_len = self.loaded.plan.max_model_len
         engine, decoder = self.engine_config, self.loaded.decoder
         cache = KVCache(self.config, engine.block_size, self.loaded.kv_dtype, decoder.device)
-        per_sequence = -(-self.max_model_len // engine.block_size)
-        self._pool = BlockPool(engine.block_size, per_sequence * engine.max_num_seqs)
+        self._pool = BlockPool(engine.block_size, self.loaded.plan.max_blocks(engine.block_size))
         self._scheduler = Scheduler(
             self._pool,
             max_num_seqs=engine.max_num_seqs,
@@ -97,20 +100,21 @@ class LLM:
             ContextLengthError: a prompt leaves no room for output.
             TokenizerError: a token id is out of range.
         """
-        many = _as_list(prompts)
+        params = params or self.default_params
+        sequences = [self._sequence(prompt, params) for prompt in _as_list(prompts)]
         finished: dict[int, Completion] = {}
-        for index, chunk in self._stream_many(many, params):
+        for index, chunk in self._run(sequences):
             if chunk.completion is not None:
                 finished[index] = chunk.completion
-        return [finished[index] for index in range(len(many))]
+        return [finished[index] for index in range(len(sequences))]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
-        """Continue one prompt; yields text as it is made. Raises like `generate`.
+        """Continue one prompt; yields text as it is made. Raises like `generate`, at once.
 
         Closing the generator early ends the generation.
         """
-        for _, chunk in self._stream_many([prompt], params):
-            yield chunk
+        sequence = self._sequence(prompt, params or self.default_params)
+        return (chunk for _, chunk in self._run([sequence]))
 
     def chat(
         self,
@@ -175,15 +179,13 @@ class LLM:
 
     # --- one step after the other ---------------------------------------------------------------------------
 
-    def _stream_many(
-        self, prompts: List[Prompt], params: SamplingParams | None
-    ) -> Iterator[tuple[int, Chunk]]:
-        """(index of the prompt, chunk) as they are made."""
-        params = params or self.default_params
+    def _run(self, sequences: List[Sequence]) -> Iterator[tuple[int, Chunk]]:
+        """(index of the sequence, chunk) as they are made."""
         streams: dict[int, OutputStream] = {}
-        sequences = [self._sequence(prompt, params) for prompt in prompts]  # refuses before it works
         if not self._lock.acquire(blocking=False):
-            raise UsageError("this LLM is already generating; use one LLM per thread, or the server")
+            raise UsageError(
+                "this LLM is already generating: finish or close that stream first, or use one LLM per thread"
+            )
         try:
             for index, sequence in enumerate(sequences):
                 streams[sequence.number] = OutputStream(index, sequence, self.tokenizer, time.perf_counter())
@@ -203,10 +205,11 @@ class LLM:
         finally:
             for sequence in sequences:
                 self._scheduler.finish(sequence)
+            self._pool.shrink(self._runner.cache.num_blocks)  # memory may have run out while it grew
             self._lock.release()
 
     def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
         if not ids:
             raise UsageError("the prompt is empty, and the tokenizer has no token to begin a text with")
         for token_id in ids:
@@ -217,8 +220,8 @@ class LLM:
         room = self.max_model_len - len(ids)
         if room < 1:
             raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, the context holds {self.max_model_len}; shorten the "
-                "prompt or raise max_model_len"
+                f"the prompt has {len(ids)} tokens, and the context of {self.max_model_len} must hold one "
+                "more at least; shorten the prompt or raise max_model_len"
             )
         return Sequence(
             prompt_ids=ids,
@@ -235,11 +238,12 @@ class LLM:
 def _as_list(prompts: Prompt | List[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str):
         return [prompts]
-    if prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    items: list[Any] = list(prompts)
+    return [items] if items and all(isinstance(item, Integral) for item in items) else items
 
 
-def _unknown_option(options: Mapping[str, Any]) -> str:
-    known = EngineConfig.__dataclass_fields__
-    return next((name for name in options if name not in known), "?")
+def _as_ids(prompt: List[int]) -> list[int]:
+    try:
+        return [operator.index(token_id) for token_id in prompt]
+    except TypeError:
+        raise UsageError("a prompt is a text or a list of token ids, which are whole numbers") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from kuiperllm.checkpoint import Checkpoint, open_checkpoint
@@ -43,6 +43,12 @@ class MemoryPlan:
     def kv_bytes(self) -> int:
         """Keys and values of one sequence of `max_model_len` tokens."""
         return self.kv_bytes_per_token * self.max_model_len
+
+    def max_blocks(self, block_size: int) -> int:
+        """Most blocks of the cache: for `max_num_seqs` of the longest sequences, if memory has room."""
+        longest = -(-self.max_model_len // block_size)
+        room = int((self.free_bytes - self.weight_bytes) * _KV_SHARE)
+        return max(longest, min(longest * self.max_num_seqs, room // (self.kv_bytes_per_token * block_size)))
 
     def __str__(self) -> str:
         per_token, whole = format_bytes(self.kv_bytes_per_token), format_bytes(self.kv_bytes)
@@ -165,7 +171,8 @@ def _chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
 
 # --- memory -----------------------------------------------------------------------------------------------
 
-_KV_SHARE = 0.9  # of what the weights leave free, when the context has to be cut to fit
+_KV_SHARE = 0.9  # of what the weights leave free: the rest is for activations
+_SHORTEST_CONTEXT = 64  # tokens; a model whose context had to be cut below that is not worth loading
 
 
 def kv_dtype(checkpoint: Checkpoint, engine: EngineConfig) -> DType:
@@ -196,16 +203,14 @@ def plan_memory(checkpoint: Checkpoint, engine: EngineConfig, device: Device) ->
     per_token = bytes_per_token(config, kv_dtype(checkpoint, engine))
     memory = device.memory_info()
     room = memory.free_bytes - weight_bytes
+    shortest = engine.max_model_len or min(trained, _SHORTEST_CONTEXT)
+    if room < per_token * shortest:
+        raise out_of_memory(str(device), weight_bytes + per_token * shortest, memory)
     length = engine.max_model_len or trained
-    if engine.max_model_len is None and room < per_token * length:
-        length = max(0, int(room * _KV_SHARE) // per_token)
+    if room < per_token * length:
+        length = max(shortest, int(room * _KV_SHARE) // per_token)
         log.info("memory allows a context of %d of the model's %d tokens", length, trained)
-    plan = MemoryPlan(weight_bytes, per_token, length, engine.max_num_seqs, memory.free_bytes)
-    smallest = min(length, 64) if length else 64
-    if room < per_token * (engine.max_model_len or smallest):
-        needed = weight_bytes + per_token * (engine.max_model_len or smallest)
-        raise out_of_memory(str(device), needed, memory)
-    return replace(plan, max_model_len=length)
+    return MemoryPlan(weight_bytes, per_token, length, engine.max_num_seqs, memory.free_bytes)
 
 
 def _packed_bytes(stored: str, shape: tuple[int, ...], engine: EngineConfig) -> int:

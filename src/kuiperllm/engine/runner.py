@@ -65,17 +65,17 @@ class Runner:
     def _reserve(self, step: Step, num_blocks: int) -> None:
         """Make cache and tables large enough; what was captured on smaller ones is thrown away."""
         tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
-        moved = self.cache.reserve(num_blocks)
-        if tokens > self.model.rotary.num_positions:
-            target = max(2 * self.model.rotary.num_positions, -(-tokens // _GROWTH_TOKENS) * _GROWTH_TOKENS)
-            self.model.rotary.reserve(min(target, max(tokens, self.max_model_len)))
-            moved = True
         width = max(len(sequence.blocks) for sequence in step.sequences)
+        positions = self.model.rotary.num_positions
+        if num_blocks <= self.cache.num_blocks and tokens <= positions and width <= self._table_width:
+            return
+        self._decoders.clear()  # first: captured steps keep the memory of what is to be replaced
+        self.cache.reserve(num_blocks)
+        if tokens > positions:
+            target = max(2 * positions, -(-tokens // _GROWTH_TOKENS) * _GROWTH_TOKENS)
+            self.model.rotary.reserve(min(target, max(tokens, self.max_model_len)))
         if width > self._table_width:
             self._table_width = max(2 * self._table_width, width)
-            moved = True
-        if moved:
-            self._decoders.clear()
 
     def _prefill(self, sequence: Sequence, num_tokens: int) -> Tensor | None:
         first, size = sequence.num_computed, self.cache.block_size

@@ -2,6 +2,15 @@
 
 from kuiperllm.layers.basic import Embedding, Linear, RMSNorm, RotaryEmbedding
 from kuiperllm.layers.blocks import SelfAttention, SwiGLU
-from kuiperllm.layers.weights import WeightLoader
+from kuiperllm.layers.weights import ShapeChecker, WeightLoader
 
-__all__ = ["Embedding", "Linear", "RMSNorm", "RotaryEmbedding", "SelfAttention", "SwiGLU", "WeightLoader"]
+__all__ = [
+    "Embedding",
+    "Linear",
+    "RMSNorm",
+    "RotaryEmbedding",
+    "SelfAttention",
+    "ShapeChecker",
+    "SwiGLU",
+    "WeightLoader",
+]

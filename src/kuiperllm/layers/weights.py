@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kuiperllm.checkpoint import Checkpoint, Weight
 from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.ops.linear import LinearWeight, Rows
 from kuiperllm.quant import Q8Tensor
 
@@ -57,11 +58,9 @@ class WeightLoader:
         self._progress = progress
         self._total_bytes = sum(info.nbytes for info in checkpoint.tensors.values())
         self._done_bytes = 0
+        self._not_quantized: set[int] = set()
         self.packed_bytes = 0
         """Memory of everything loaded so far."""
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.checkpoint.tensors
 
     def vector(self, name: str, size: int) -> Tensor:
         """A one-dimensional tensor, such as the weight of a norm, in float32.
@@ -69,7 +68,7 @@ class WeightLoader:
         Raises:
             CheckpointError: it is missing or has another shape.
         """
-        self.checkpoint.expect(name, (size,))
+        self.expect_vector(name, size)
         values = np.array(self._float(name), np.float32)  # a copy: the file's pages are given up
         self._finish(name)
         self.packed_bytes += values.nbytes
@@ -87,26 +86,39 @@ class WeightLoader:
             bias: whether they have biases, `<name>.bias`.
 
         Raises:
-            CheckpointError: a tensor is missing or has another shape.
+            CheckpointError: a tensor is missing, has another shape, or holds what cannot be quantized.
+            UnsupportedError: a weight is too large to be quantized.
         """
-        for name, size in zip(names, sizes, strict=True):
-            self.checkpoint.expect(f"{name}.weight", (size, columns))
+        self.expect_matrix(names, sizes, columns, bias=bias)
         parts = [self.checkpoint.load(f"{name}.weight") for name in names]
         weight = self._empty(parts, sum(sizes), columns, bias)
         first = 0
-        for rows in self._pieces(parts, weight):
-            weight.write_rows(first, rows)
+        for name, rows in self._pieces(names, parts, weight):
+            try:
+                weight.write_rows(first, rows)
+            except (CheckpointError, UnsupportedError) as error:
+                raise type(error)(f"{self.checkpoint.path}: weights of {name}: {error}") from None
             first += rows.shape[0]
         first = 0
         for name, size in zip(names, sizes, strict=True):
             self._finish(f"{name}.weight")
             if bias:
-                self.checkpoint.expect(f"{name}.bias", (size,))
                 weight.write_bias(first, self._float(f"{name}.bias"))
                 self._finish(f"{name}.bias")
             first += size
         self.packed_bytes += weight.nbytes
         return weight
+
+    def expect_vector(self, name: str, size: int) -> None:
+        """Refuse a `vector` that is missing or has another shape."""
+        self.checkpoint.expect(name, (size,))
+
+    def expect_matrix(self, names: Sequence[str], sizes: Sequence[int], columns: int, *, bias: bool) -> None:
+        """Refuse a `matrix` whose tensors are missing or have other shapes."""
+        for name, size in zip(names, sizes, strict=True):
+            self.checkpoint.expect(f"{name}.weight", (size, columns))
+            if bias:
+                self.checkpoint.expect(f"{name}.bias", (size,))
 
     def _empty(self, parts: list[Weight], rows: int, columns: int, bias: bool) -> LinearWeight:
         """Memory in the format that these parts are kept in."""
@@ -127,16 +139,21 @@ class WeightLoader:
                 return LinearWeight.empty(
                     "q8", rows, columns, group_size=group, bias=bias, device=self.device
                 )
-            log.warning("rows of %d weights cannot be cut into int8 groups of 32; not quantized", columns)
+            if columns not in self._not_quantized:  # once, not for every layer
+                log.warning("rows of %d weights cannot be cut into int8 groups of 32; not quantized", columns)
+                self._not_quantized.add(columns)
         floats = [part.dtype.name for part in parts if not isinstance(part, Q8Tensor)]
         format = str(self.dtype) if self.dtype is not None else floats[0] if floats else "bfloat16"
         return LinearWeight.empty(format, rows, columns, bias=bias, device=self.device)
 
-    def _pieces(self, parts: list[Weight], weight: LinearWeight) -> Iterator[Rows]:
-        """The rows of all parts in the weight's format, in pieces of whole blocks of 16 rows."""
+    @staticmethod
+    def _pieces(
+        names: Sequence[str], parts: list[Weight], weight: LinearWeight
+    ) -> Iterator[tuple[str, Rows]]:
+        """Whose rows, and the rows in the weight's format, in pieces of whole blocks of 16."""
         if any(part.shape[0] % 16 for part in parts[:-1]):
-            parts = [np.concatenate([_floats(part) for part in parts])]
-        for part in parts:
+            names, parts = [", ".join(names)], [_stacked(parts)]
+        for name, part in zip(names, parts, strict=True):
             rows, columns = part.shape
             step = max(16, _PIECE_BYTES // (4 * columns) // 16 * 16)
             for first in range(0, rows, step):
@@ -144,9 +161,9 @@ class WeightLoader:
                 if isinstance(part, Q8Tensor):
                     stored = Q8Tensor(part.values[piece], part.scales[piece])
                     same = weight.format == "q8" and stored.group_size == weight.group_size
-                    yield stored if same else _convert(stored.dequantize(), weight)
+                    yield name, stored if same else _convert(stored.dequantize(), weight)
                 else:
-                    yield _convert(part[piece], weight)
+                    yield name, _convert(part[piece], weight)
 
     def _float(self, name: str) -> NDArray[Any]:
         return _floats(self.checkpoint.load(name))
@@ -156,6 +173,35 @@ class WeightLoader:
         self._done_bytes += self.checkpoint.tensors[name].nbytes
         if self._progress is not None:
             self._progress(self._done_bytes, self._total_bytes)
+
+
+class ShapeChecker(WeightLoader):
+    """Stands in for a `WeightLoader` to find out whether a checkpoint has all that a model asks for.
+
+    What it gives has no values and takes no memory, so that a model can be refused before anything is loaded.
+    """
+
+    def vector(self, name: str, size: int) -> Tensor:
+        """Like `WeightLoader.vector`, without the values."""
+        self.expect_vector(name, size)
+        return Tensor.empty((0,), DType.float32, self.device)
+
+    def matrix(
+        self, names: Sequence[str], sizes: Sequence[int], columns: int, *, bias: bool = False
+    ) -> LinearWeight:
+        """Like `WeightLoader.matrix`, without the values."""
+        self.expect_matrix(names, sizes, columns, bias=bias)
+        return LinearWeight("float32", sum(sizes), columns, Tensor.empty((0,), DType.uint8, self.device))
+
+
+def _stacked(parts: list[Weight]) -> Weight:
+    """The rows of all parts in one array."""
+    stored = [part for part in parts if isinstance(part, Q8Tensor)]
+    if len(stored) == len(parts) and len({part.group_size for part in stored}) == 1:
+        return Q8Tensor(
+            np.concatenate([part.values for part in stored]), np.concatenate([part.scales for part in stored])
+        )
+    return np.concatenate([_floats(part) for part in parts])
 
 
 def _floats(stored: Weight) -> NDArray[Any]:

@@ -7,7 +7,7 @@ import pkgutil
 
 from kuiperllm.config import ModelConfig
 from kuiperllm.errors import UnsupportedError
-from kuiperllm.layers import WeightLoader
+from kuiperllm.layers import ShapeChecker, WeightLoader
 from kuiperllm.models.decoder import Decoder
 
 __all__ = ["Decoder", "build_model", "supported_models"]
@@ -32,6 +32,7 @@ def build_model(config: ModelConfig, weights: WeightLoader) -> Decoder:
             f"supported: {', '.join(supported_models())}"
         )
     module = importlib.import_module(f"{__name__}.{config.model_type}")
+    module.build(config, ShapeChecker(weights.checkpoint, weights.device))  # fails before anything is loaded
     model = module.build(config, weights)
     assert isinstance(model, Decoder)
     return model

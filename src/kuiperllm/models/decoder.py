@@ -77,7 +77,7 @@ class Decoder:
             for index in range(config.num_hidden_layers)
         ]
         self.norm = RMSNorm(weights, "model.norm", hidden, config.rms_norm_eps)
-        tied = config.tie_word_embeddings or "lm_head.weight" not in weights
+        tied = config.tie_word_embeddings
         self.lm_head = Linear(table) if tied else Linear.load(weights, ["lm_head"], [vocab], hidden)
         self.weight_bytes = weights.packed_bytes
         """Memory that all weights take."""

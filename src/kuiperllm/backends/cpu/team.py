@@ -149,8 +149,15 @@ def _raw(arguments: tuple[Argument, ...]) -> list[int | float]:
 
 # --- the process's team -----------------------------------------------------------------------------------
 
+
+class _Capture(threading.local):
+    """The graph that this thread records, if any: other threads go on running what they launch."""
+
+    graph: CpuGraph | None = None
+
+
 _team: Team | None = None
-_recording: CpuGraph | None = None
+_capture = _Capture()
 _team_lock = threading.Lock()
 
 
@@ -192,15 +199,15 @@ def launch(kernel: Kernel, *arguments: Argument, items: int, grain: int = 1) -> 
     """
     if items <= 0:
         return
-    if _recording is not None:
-        _recording.record(kernel, arguments, items, grain)
+    if (graph := _capture.graph) is not None:
+        graph.record(kernel, arguments, items, grain)
     else:
         team().launch(kernel, arguments, items, grain)
 
 
 @contextmanager
 def capture() -> Iterator[CpuGraph]:
-    """Record launches into a graph instead of running them.
+    """Record the launches of this thread into a graph instead of running them.
 
     What is allocated meanwhile comes from a pool that belongs to the graph: memory that an operator gives up
     serves the next one, and nothing else.
@@ -208,21 +215,20 @@ def capture() -> Iterator[CpuGraph]:
     Raises:
         DeviceError: a capture is already under way.
     """
-    global _recording
-    if _recording is not None:
+    if _capture.graph is not None:
         raise DeviceError("a graph is already being captured; finish it first")
     with Device("cpu").allocator.private_pool() as pool:
-        _recording = graph = CpuGraph(pool)
+        _capture.graph = graph = CpuGraph(pool)
         try:
             yield graph
         finally:
-            _recording = None
+            _capture.graph = None
 
 
 def _forget_team() -> None:
     """A forked child has none of its parent's threads: it hires its own."""
-    global _team, _recording
-    _team = _recording = None
+    global _team
+    _team = _capture.graph = None
 
 
 if hasattr(os, "register_at_fork"):

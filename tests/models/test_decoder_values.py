@@ -1,0 +1,197 @@
+"""Logits of every family against the NumPy reference decoder: prefill, pieces of a prompt, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from kuiperllm.checkpoint import open_checkpoint
+from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
+from kuiperllm.core import Device
+from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.loading import kv_dtype, load_decoder
+from kuiperllm.engine.runner import Runner
+from kuiperllm.engine.scheduler import Step
+from kuiperllm.engine.sequence import Sequence
+from kuiperllm.ops.rope.frequencies import inverse_frequencies
+from kuiperllm.quant.q8 import quantize_q8
+from reference_llama import reference_logits
+from tiny_models import BASE, Weights, random_weights, write_checkpoint
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama-tied": {"tie_word_embeddings": True},
+    "llama-one-kv-head": {"num_key_value_heads": 1, "vocab_size": 263},
+    "llama-explicit-head": {"head_dim": 20, "intermediate_size": 97},
+    "llama-biases": {"attention_bias": True, "mlp_bias": True},
+    "llama-linear-rope": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "llama-3.1-rope": {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE},
+    "qwen2": {"model_type": "qwen2", "rope_theta": 1e6},
+    "qwen2-tied-7-heads": {
+        "model_type": "qwen2",
+        "num_attention_heads": 7,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+    },
+    "qwen3": {"model_type": "qwen3", "head_dim": 32, "tie_word_embeddings": True},
+    "qwen3-untied": {"model_type": "qwen3", "num_attention_heads": 6, "num_key_value_heads": 3},
+}
+
+PROMPT = np.random.default_rng(9).integers(0, 261, 80).tolist()
+
+
+class Stepper:
+    """A decoder driven step by step, without tokenizer or sampling."""
+
+    def __init__(self, folder: Path, tokens: list[int], **options: Any) -> None:
+        engine = EngineConfig(device="cpu", **options)
+        with open_checkpoint(folder) as checkpoint:
+            decoder = load_decoder(checkpoint, engine, Device("cpu"))
+            dtype = kv_dtype(checkpoint, engine)
+        cache = KVCache(decoder.config, engine.block_size, dtype, Device("cpu"))
+        self.runner = Runner(decoder, cache, 256)
+        self.tokens = tokens
+        self.sequence = Sequence(tokens[:1], SamplingParams(), seed=0, max_tokens=256)
+        # blocks in an order of their own, so that one taken for another shows
+        self.sequence.blocks = list(range(256 // engine.block_size))[::-1]
+
+    def prefill(self, first: int, last: int) -> np.ndarray:
+        """Logits after the tokens `first` to `last` of the text, which are taken in at once."""
+        self.sequence.prompt_ids = self.tokens[:last]
+        logits = self.runner.run(Step([self.sequence], last - first), len(self.sequence.blocks))
+        assert logits is not None
+        return logits.numpy()[0].copy()
+
+    def decode(self) -> np.ndarray:
+        """Logits after the next token of the text."""
+        self.sequence.output_ids.append(self.tokens[self.sequence.num_tokens])
+        logits = self.runner.run(Step([self.sequence], 1), len(self.sequence.blocks))
+        assert logits is not None
+        return logits.numpy()[0].copy()
+
+
+def make(folder: Path, name: str, **options: Any) -> tuple[dict[str, Any], Weights]:
+    config = BASE | FAMILIES[name]
+    weights = random_weights(config)
+    write_checkpoint(folder, config, weights, **options)
+    return config, weights
+
+
+def expected(raw: dict[str, Any], weights: Weights, tokens: list[int]) -> np.ndarray:
+    config = ModelConfig.from_hf(raw)
+    inv_freq, _ = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return reference_logits(config, weights, tokens, inv_freq=inv_freq.astype(np.float64), dtype=np.float64)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float32_logits(tmp_path: Path, name: str) -> None:
+    raw, weights = make(tmp_path, name)
+    truth = expected(raw, weights, PROMPT)
+    stepper = Stepper(tmp_path, PROMPT)
+    found = [stepper.prefill(0, 31), *(stepper.decode() for _ in range(31, 66))]
+    assert stepper.sequence.num_computed == 66
+    assert np.abs(np.array(found) - truth[30:66]).max() <= 2e-4
+
+
+@pytest.mark.parametrize("length", [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65])
+def test_prompt_lengths_around_block_edges(tmp_path: Path, length: int) -> None:
+    raw, weights = make(tmp_path, "qwen3")
+    truth = expected(raw, weights, PROMPT)
+    stepper = Stepper(tmp_path, PROMPT)
+    found = [stepper.prefill(0, length), stepper.decode(), stepper.decode()]
+    assert np.abs(np.array(found) - truth[length - 1 : length + 2]).max() <= 2e-4
+
+
+@pytest.mark.parametrize("block_size", [16, 48])
+@pytest.mark.parametrize("piece", [1, 7, 32, 33])
+def test_a_prompt_in_pieces(tmp_path: Path, block_size: int, piece: int) -> None:
+    raw, weights = make(tmp_path, "qwen2")
+    truth = expected(raw, weights, PROMPT[:70])
+    stepper = Stepper(tmp_path, PROMPT, block_size=block_size)
+    for first in range(0, 70, piece):
+        last = min(70, first + piece)
+        logits = stepper.prefill(first, last)
+        assert np.abs(logits - truth[last - 1]).max() <= 2e-4
+
+
+def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
+    """Root mean square of the error, by that of the logits."""
+    return float(np.sqrt(np.mean((found - truth) ** 2) / np.mean(truth**2)))
+
+
+def run_both_ways(folder: Path, **options: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Logits at positions 32 to 71, each from a prompt taken in at once, and decoded step by step."""
+    stepper = Stepper(folder, PROMPT, **options)
+    decoded = [stepper.prefill(0, 33), *(stepper.decode() for _ in range(33, 72))]
+    stepper = Stepper(folder, PROMPT, **options)
+    prefilled = [stepper.prefill(0 if last == 33 else last - 3, last) for last in range(33, 72, 3)]
+    return np.array(decoded), np.array(prefilled)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-tied-7-heads", "qwen3"])
+def test_float16_weights(tmp_path: Path, name: str) -> None:
+    """Weights are widened and multiplied in float32, so with a float32 cache the bound is float32's."""
+    raw, weights = make(tmp_path, name, dtype=np.float16)
+    rounded = {k: v.astype(np.float16).astype(np.float32) for k, v in weights.items()}
+    truth = expected(raw, rounded, PROMPT)
+    decoded, prefilled = run_both_ways(tmp_path, kv_cache_dtype="float32")
+    assert np.abs(decoded - truth[32:72]).max() <= 2e-4
+    assert np.abs(prefilled - truth[32:71:3]).max() <= 2e-4
+    # A float16 cache rounds keys and values to 11 bits: an error of at most 2**-12 of each, far less in sums.
+    decoded, _ = run_both_ways(tmp_path)
+    assert 2e-5 < relative_error(decoded, truth[32:72]) < 2**-10
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-tied-7-heads", "qwen3"])
+def test_bfloat16_weights(tmp_path: Path, name: str) -> None:
+    """With several rows some processors round x to bfloat16 as well: up to 2**-9 of each factor.
+
+    Errors of independent roundings, uniform within that, have a root mean square of 2**-9 / sqrt(3) = 0.11 %;
+    the nine linear layers on the way to the logits make that 0.34 % in all, to which the network adds by
+    dividing by norms and exponentiating scores. 1 % leaves room for that and for nothing else.
+    """
+    raw, weights = make(tmp_path, name, dtype=ml_dtypes.bfloat16)
+    rounded = {k: v.astype(ml_dtypes.bfloat16).astype(np.float32) for k, v in weights.items()}
+    truth = expected(raw, rounded, PROMPT)
+    decoded, prefilled = run_both_ways(tmp_path, kv_cache_dtype="float32")
+    assert relative_error(decoded, truth[32:72]) < 0.01
+    assert relative_error(prefilled, truth[32:71:3]) < 0.01
+    decoded, _ = run_both_ways(tmp_path)
+    assert relative_error(decoded, truth[32:72]) < 0.02
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-tied-7-heads", "qwen3"])
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_q8_weights(tmp_path: Path, name: str, group_size: int) -> None:
+    """Against the dequantized weights, so what is left is the rounding of x to int8 groups.
+
+    A step is the largest of a group by 127. For normal numbers the largest of 32 to 64 is about 2.2 to 2.5
+    standard deviations, the error of rounding to a step has a root mean square of step / sqrt(12), so each
+    linear layer adds 2.5 / 127 / sqrt(12) = 0.6 %, nine of them 1.7 %. Norms and scores amplify that, hence
+    three times as much. Rounding the weights alone changes the logits by as much again: so the comparison
+    with the weights before rounding must come out worse.
+    """
+    raw, weights = make(tmp_path, name)
+    rounded = {}
+    for key, values in weights.items():
+        group = next((g for g in (64, 32) if g <= group_size and values.shape[-1] % g == 0), 0)
+        is_quantized = values.ndim == 2 and group
+        rounded[key] = quantize_q8(values, group).dequantize() if is_quantized else values
+    truth, unrounded = expected(raw, rounded, PROMPT), expected(raw, weights, PROMPT)
+    decoded, prefilled = run_both_ways(tmp_path, quant="q8", group_size=group_size)
+    error = relative_error(decoded, truth[32:72])
+    assert error < 0.05
+    assert error < 0.85 * relative_error(decoded, unrounded[32:72])
+    assert relative_error(prefilled, truth[32:71:3]) < 0.05
