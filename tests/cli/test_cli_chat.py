@@ -166,11 +166,11 @@ def terminal(chat_model: Path, kuiper: Run) -> Iterator[Terminal]:
 def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(terminal: Terminal) -> None:
     terminal.wait_for("> ")
     terminal.type("hello\n")
-    terminal.wait_for("hello\r\n.{40}(?s:.*)")  # the answer has begun; left alone it takes minutes
+    terminal.wait_for(r"hello\r\n(?s:.{40,})")  # the answer has begun; left alone it takes minutes
     terminal.type("\x03")
     terminal.wait_for("\r\n> ")
     terminal.type("again\n")
-    terminal.wait_for("again\r\n.{10}(?s:.*)")  # the model still works
+    terminal.wait_for(r"again\r\n(?s:.{10,})")  # the model still works
     terminal.type("\x03")
     terminal.wait_for("\r\n> ")
     terminal.type("\x03")
@@ -193,7 +193,7 @@ def test_what_fails_leaves_the_conversation_and_the_prompt(chat_model: Path, ker
         assert "context of 100" in shell.wait_for("error: [^\n]*\n")
         shell.wait_for("> ")
         shell.type("short\n")
-        shell.wait_for("short\r\n[^>]*\r\n> ")
+        shell.wait_for(r"short\r\n(?s:.*?)\r\n> ")
         shell.type("/nonsense\n")
         shell.wait_for("error: unknown command /nonsense")
         shell.type("/exit\n")
