@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
+from numbers import Integral, Real
 from pathlib import Path
 from reprlib import repr as brief
 from typing import Any, Literal
@@ -314,6 +315,12 @@ def _dtype_name(value: object) -> str | None:
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 QUANTS = ("none", "q8")
 
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
@@ -345,6 +352,10 @@ class EngineConfig:
     """Threads of the CPU back end; None: `KUIPER_NUM_THREADS`, else the physical cores."""
 
     def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_threads"):
+            value = getattr(self, name)
+            if not _is_whole(value) and not (value is None and name in ("max_model_len", "num_threads")):
+                raise UsageError(f"{name} must be a whole number, not {value!r}")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if self.quant is not None and self.quant not in QUANTS:
@@ -409,10 +420,17 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name in ("stop", "stop_token_ids"):
+            self._require(name, isinstance(getattr(self, name), Iterable), "a list")
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("temperature", "top_p", "min_p", *_PENALTIES):
+            self._require(name, isinstance(getattr(self, name), Real), "a number")
+        for name in ("top_k", "min_tokens", "seed", "max_tokens", "logprobs"):
+            value = getattr(self, name)
+            may_be_none = name in ("seed", "max_tokens", "logprobs")
+            self._require(name, _is_whole(value) or (may_be_none and value is None), "a whole number")
         self._require("temperature", 0.0 <= self.temperature <= 100.0, "0 to 100")
-        self._require("top_k", isinstance(self.top_k, int) and self.top_k >= 0, "0 (all) or above")
+        self._require("top_k", self.top_k >= 0, "0 (all) or above")
         self._require("top_p", 0.0 < self.top_p <= 1.0, "above 0, up to 1")
         self._require("min_p", 0.0 <= self.min_p <= 1.0, "0 to 1")
         self._require("repetition_penalty", 0.0 < self.repetition_penalty <= 100.0, "above 0, up to 100")
@@ -423,7 +441,9 @@ class SamplingParams:
         self._require("min_tokens", self.min_tokens >= 0, "0 or above")
         self._require("logprobs", self.logprobs is None or 0 <= self.logprobs <= 100, "0 to 100")
         self._require("stop", all(isinstance(s, str) and s for s in self.stop), "non-empty strings")
-        self._require("stop_token_ids", all(i >= 0 for i in self.stop_token_ids), "token ids, 0 or above")
+        self._require(
+            "stop_token_ids", all(_is_whole(i) and i >= 0 for i in self.stop_token_ids), "token ids"
+        )
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise SamplingError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
 
