@@ -25,7 +25,8 @@ def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumu
 
     With int8 groups on the CPU, x is rounded to int8 in groups of the same size first, as llama.cpp and
     llama2.c do. With more than one row, x is rounded to bfloat16 instead where the processor multiplies
-    matrices of that natively (AMX), and so it is for bfloat16 weights (AVX512_BF16). Sums are float32.
+    matrices of that natively (AMX; int8 groups are then expanded to bfloat16 as well), and so it is for
+    bfloat16 weights (AVX512_BF16). Sums are float32.
 
     Args:
         x: float32 [T, K].
@@ -56,13 +57,19 @@ def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumu
 def reference(
     x: NDArray[Any], weight: Rows, bias: NDArray[Any] | None = None, *, rounding: str | None = None
 ) -> NDArray[Any]:
-    """The product in float64, of x rounded to `int8` groups (those of the weight), `bfloat16`, or not."""
+    """The product in float64, of x rounded to `int8` groups (those of the weight), `bfloat16`, or not.
+
+    To be multiplied as bfloat16, int8 groups are rounded to that as well.
+    """
     matrix = weight.dequantize() if isinstance(weight, Q8Tensor) else weight
     if rounding == "int8":
         assert isinstance(weight, Q8Tensor)
         x = round_to_groups(x, weight.group_size)
     elif rounding == "bfloat16":
         x = x.astype(DType.bfloat16.numpy)
+        if isinstance(weight, Q8Tensor):  # expanded for AMX, half a unit rounds away from zero
+            bits = matrix.view(np.uint32) + np.uint32(0x8000)
+            matrix = (bits & np.uint32(0xFFFF0000)).view(np.float32)
     product: NDArray[Any] = x.astype(np.float64) @ matrix.astype(np.float64).T
     return product if bias is None else product + bias.astype(np.float64)
 
