@@ -21,8 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 1 for failures, 2 for usage errors, 130 after Ctrl-C.
     """
     try:
-        from kuiperllm.cli.run import run
+        from kuiperllm.cli.interrupts import postponed
 
+        with postponed():
+            from kuiperllm.cli.run import run
         return run(arguments)
-    except KeyboardInterrupt:  # while the modules above were being imported
+    except KeyboardInterrupt:
         return INTERRUPTED

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kuiperllm.cli.interrupts import import_engine
 from kuiperllm.cli.options import EngineOptions, Json, ModelOptions, Verbose, with_option_groups
 from kuiperllm.cli.output import print_json, print_table
 from kuiperllm.cli.progress import Reporter
@@ -50,6 +51,7 @@ def bench(
     if config is not None and model.model is not None:
         raise UsageError("give either --model or --config with --random-weights, not both")
     engine_config = engine.config()
+    import_engine()
     with Reporter():
         shape = None if config is None else _read_config(config)
         from kuiperllm.engine.bench import run_bench

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kuiperllm.cli.interrupts import HeldBack
 from kuiperllm.cli.model import load
 from kuiperllm.cli.options import EngineOptions, ModelOptions, SamplingOptions, Verbose, with_option_groups
 from kuiperllm.cli.output import is_terminal, print_error, write
@@ -140,7 +139,7 @@ class Conversation:
         parts: list[str] = []
         completion = None
         with (
-            _Interruption() as interruption,
+            HeldBack() as interruption,  # so that the engine is left between two tokens
             contextlib.closing(self._llm.stream_chat(self._messages, self._params)) as chunks,
         ):
             for chunk in chunks:
@@ -155,25 +154,3 @@ class Conversation:
         if self._stats and completion is not None:
             print(speed(completion), file=sys.stderr)
         return "".join(parts)
-
-
-class _Interruption:
-    """Turns the first Ctrl-C in the `with` block into a request to stop; the second one interrupts.
-
-    So the engine is left between two tokens, in a state that the next message can use.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def __enter__(self) -> _Interruption:
-        self._previous = signal.signal(signal.SIGINT, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._previous)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True

@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import typer
 
+from kuiperllm.cli.interrupts import postponed
 from kuiperllm.cli.options import Json, Verbose
 from kuiperllm.cli.output import print_json, print_table, write
 from kuiperllm.cli.progress import Reporter
@@ -18,9 +19,9 @@ kuiper doctor --json
 
 def doctor(as_json: Json = False, verbose: Verbose = 0) -> None:
     """Show what this machine has to offer. The exit code is 1 if something that is needed is missing."""
-    from kuiperllm.cli.diagnosis import diagnose
+    with postponed(), Reporter():
+        from kuiperllm.cli.diagnosis import diagnose
 
-    with Reporter():
         findings = diagnose()
     problems = [finding for finding in findings if finding.problem is not None]
     can_run = not any(finding.fatal for finding in problems)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from kuiperllm.cli.interrupts import import_engine
 from kuiperllm.cli.model import reported_name
 from kuiperllm.cli.options import EngineOptions, Json, ModelOptions, Verbose, with_option_groups
 from kuiperllm.cli.output import print_json, print_table
@@ -27,6 +28,7 @@ kuiper info -m model.gguf --max-model-len 4096 --json
 def info(model: ModelOptions, engine: EngineOptions, as_json: Json = False, verbose: Verbose = 0) -> None:
     """Show a model's format, configuration, sizes, tokenizer and memory need. No weights are loaded."""
     engine.config()
+    import_engine()
     from kuiperllm.engine.loading import open_model
 
     with Reporter() as reporter, open_model(model.model, reporter.advance) as checkpoint:

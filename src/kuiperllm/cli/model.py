@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kuiperllm.cli.interrupts import import_engine
 from kuiperllm.cli.options import EngineOptions, ModelOptions
 from kuiperllm.cli.progress import Reporter
 
@@ -18,6 +19,7 @@ def load(model: ModelOptions, engine: EngineOptions, reporter: Reporter) -> LLM:
         KuiperError: it cannot be found, read, or held in memory.
     """
     engine.config()  # refuses impossible values before anything heavy is imported
+    import_engine()
     from kuiperllm.engine.llm import LLM
 
     return LLM(model.model, tokenizer=model.tokenizer, progress=reporter.advance, **engine.as_fields())

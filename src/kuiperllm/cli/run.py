@@ -13,6 +13,7 @@ import typer
 
 from kuiperllm.cli import INTERRUPTED
 from kuiperllm.cli.app import app
+from kuiperllm.cli.interrupts import not_lost
 from kuiperllm.cli.output import print_error, reset_verbosity
 from kuiperllm.errors import KuiperError
 
@@ -24,7 +25,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; see `kuiperllm.cli.main`."""
     _prepare_streams()
     try:
-        result = app(args=arguments, prog_name="kuiper", standalone_mode=False)
+        with not_lost():
+            result = app(args=arguments, prog_name="kuiper", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except (KeyboardInterrupt, typer.Abort):  # newer versions of Typer return the code instead

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kuiperllm.cli.interrupts import import_engine
 from kuiperllm.cli.options import Json, ModelOptions, Verbose, with_option_groups
 from kuiperllm.cli.output import print_json, print_table, write
 from kuiperllm.cli.progress import Reporter
@@ -65,6 +66,7 @@ def tokenize(
 
 
 def _open(model: ModelOptions, reporter: Reporter) -> Tokenizer:
+    import_engine()
     if model.tokenizer is not None:
         from kuiperllm.text import load_tokenizer
 
