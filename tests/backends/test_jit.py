@@ -148,7 +148,7 @@ def test_callbacks_hear_of_compilations(tmp_path: Path, monkeypatch: pytest.Monk
     ("name", "message"),
     [
         ("wants_a_library", r"^kernel wants_a_library calls sin, which compiled kernels may not$"),
-        ("lacks_a_type", r"^kernel lacks_a_type: parameter x needs a type of simd.KINDS$"),
+        ("lacks_a_type", r"^kernel lacks_a_type: parameter x needs a type of vectors.KINDS$"),
         ("lacks_items", r"^kernel lacks_items must end in the parameters begin, end, thread$"),
         ("adds_text", r"^kernel adds_text does not compile: "),
     ],

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kuiperllm.backends.cpu.simd import I8, I64, address_of, call
+from kuiperllm.backends.cpu.vectors import I8, I64, address_of, call
 
 
 def _tile_number(literal: Any) -> Any:

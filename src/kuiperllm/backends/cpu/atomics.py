@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from kuiperllm.backends.cpu.simd import I8, I32, I64, call, target_has
+from kuiperllm.backends.cpu.vectors import I8, I32, I64, call, target_has
 
 
 @intrinsic

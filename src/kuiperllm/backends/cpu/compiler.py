@@ -14,6 +14,7 @@ from numba.core.errors import NumbaError
 from kuiperllm.backends.cpu import jit, simd
 from kuiperllm.backends.cpu.features import Target
 from kuiperllm.backends.cpu.unroll import specialize
+from kuiperllm.backends.cpu.vectors import KINDS, compiling_for
 from kuiperllm.errors import KernelError
 
 _ENTRY = """
@@ -47,7 +48,7 @@ def compile_kernel(
     slots, arguments, readers = _slots(source)
     jit.initialize_llvm()
     machine = jit.target_machine(where)
-    with simd.compiling_for(where), warnings.catch_warnings():
+    with compiling_for(where), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             body = njit(**_OPTIONS, forceinline=True)(specialize(source, parameters))
@@ -74,8 +75,8 @@ def _slots(source: Callable[..., None]) -> tuple[str, str, dict[str, Any]]:
     readers: dict[str, Any] = {}
     for index, name in enumerate(names[:-3]):
         kind: Any = annotations.get(name)
-        if kind not in simd.KINDS:
-            raise KernelError(f"kernel {source.__name__}: parameter {name} needs a type of simd.KINDS")
+        if kind not in KINDS:
+            raise KernelError(f"kernel {source.__name__}: parameter {name} needs a type of vectors.KINDS")
         slots += "d" if kind is float else "q"
         arguments.append(f"read_{kind.__name__}(args, {index})")
         readers[f"read_{kind.__name__}"] = simd.slot(kind)

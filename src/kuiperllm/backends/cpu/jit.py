@@ -45,14 +45,8 @@ _ALLOWED_SYMBOLS = frozenset({"memset", "memcpy", "memmove", "sched_yield"})
 _LIBRARY = re.compile(r"a?(sin|cos|tan)h?|atan2|exp(2|10)?|log(2|10)?|powi?")
 _ROUNDING = re.compile(r"ceil|floor|nearbyint|rint|round(even)?|trunc")
 
-_VOCABULARY = (
-    "simd",
-    "rowwise",
-    "amx",
-    "atomics",
-    "unroll",
-    "compiler",
-)  # what kernel modules are written in
+# What kernel modules are written in.
+_VOCABULARY = ("vectors", "simd", "rowwise", "amx", "atomics", "unroll", "compiler")
 
 _SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
 _RESULT = ctypes.addressof(_RESULT_MEMORY := ctypes.create_string_buffer(64))  # void, written and ignored

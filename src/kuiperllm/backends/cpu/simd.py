@@ -11,194 +11,66 @@ bfloat16 and float16 data are reached through `u16p`, packed bytes through `u8p`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import intrinsic
 
-from kuiperllm.backends.cpu.features import Target
-
-I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
-F32, F64 = ir.FloatType(), ir.DoubleType()
-VI, VF = ir.VectorType(I32, 16), ir.VectorType(F32, 16)
-VI8, VI16 = ir.VectorType(I8, 16), ir.VectorType(I16, 16)
-
-_target: Target | None = None
-
-
-@contextmanager
-def compiling_for(target: Target) -> Iterator[None]:
-    """Within this context, functions compile to the best that `target` has."""
-    global _target
-    before, _target = _target, target
-    try:
-        yield
-    finally:
-        _target = before
-
-
-def target_has(attribute: str) -> bool:
-    """Whether the target being compiled for has this attribute of `Target`."""
-    assert _target is not None, "vector functions compile within compiling_for() only"
-    return bool(getattr(_target, attribute))
-
-
-# --- types ------------------------------------------------------------------------------------------------
-
-
-class Pointer:
-    """Annotation of a kernel's parameter that is a raw pointer."""
-
-    def __getitem__(self, index: int) -> Any: ...
-    def __setitem__(self, index: int, value: Any) -> None: ...
-
-
-class f32p(Pointer):
-    """Pointer to float32."""
-
-
-class i32p(Pointer):
-    """Pointer to int32."""
-
-
-class i64p(Pointer):
-    """Pointer to int64."""
-
-
-class i8p(Pointer):
-    """Pointer to int8."""
-
-
-class u8p(Pointer):
-    """Pointer to bytes."""
-
-
-class u16p(Pointer):
-    """Pointer to bfloat16 or float16, as bits."""
-
-
-KINDS: dict[Any, Any] = {
-    f32p: types.CPointer(types.float32),
-    i32p: types.CPointer(types.int32),
-    i64p: types.CPointer(types.int64),
-    i8p: types.CPointer(types.int8),
-    u8p: types.CPointer(types.uint8),
-    u16p: types.CPointer(types.uint16),
-    int: types.int64,
-    float: types.float32,
-}
-"""Annotations that kernels may use and the Numba types they stand for."""
-
-
-class Vector(types.Type):
-    """A Numba type that is one LLVM vector."""
-
-    def __init__(self, name: str, llvm_type: ir.VectorType) -> None:
-        super().__init__(name)
-        self.llvm_type = llvm_type
-
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, dmm: Any, fe_type: Vector) -> None:
-        super().__init__(dmm, fe_type, fe_type.llvm_type)
-
-
-f32x16, i32x16 = Vector("f32x16", VF), Vector("i32x16", VI)
-mask16 = Vector("mask16", ir.VectorType(I1, 16))
-
-
-# --- how operations are defined -----------------------------------------------------------------------------
-
-
-def call(builder: Any, name: str, result: Any, *arguments: Any) -> Any:
-    """Call an LLVM intrinsic or C function."""
-    function = builder.module.globals.get(name)
-    if function is None:
-        kind = ir.FunctionType(result, [a.type for a in arguments])
-        function = ir.Function(builder.module, kind, name)
-    return builder.call(function, arguments)
-
-
-def _define(generate: Callable[..., Any], result: Any, *arguments: Any) -> Any:
-    """An operation on values of fixed types: `generate(builder, *llvm values) -> llvm value`."""
-
-    def typer(context: Any, *given: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            outcome = generate(builder, *values)
-            return context.get_dummy_value() if result is types.void else outcome
-
-        return result(*arguments), codegen
-
-    names = ", ".join(f"a{i}" for i in range(len(arguments)))
-    scope: dict[str, Any] = {"typer": typer}
-    exec(f"def operation(context, {names}): return typer(context, {names})", scope)
-    return intrinsic(scope["operation"])
-
-
-def address_of(builder: Any, pointer: Any, index: Any, llvm_type: Any) -> Any:
-    """LLVM's pointer to an `llvm_type` at pointer + index elements."""
-    return builder.bitcast(builder.gep(pointer, [index]), llvm_type.as_pointer())
-
-
-def _memory_load(llvm_type: Any, result: Any, convert: Callable[[Any, Any], Any]) -> Any:
-    """A load of `llvm_type` at pointer + index, converted to `result`."""
-
-    @intrinsic
-    def load_operation(context: Any, pointer: Any, index: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            address = address_of(builder, values[0], values[1], llvm_type)
-            return convert(builder, builder.load(address, align=1))
-
-        return result(pointer, types.intp), codegen
-
-    return load_operation
-
-
-def _memory_store(source: Any, convert: Callable[[Any, Any], Any]) -> Any:
-    """A store of a vector, converted, at pointer + index."""
-
-    @intrinsic
-    def store_operation(context: Any, pointer: Any, index: Any, vector: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            value = convert(builder, values[2])
-            builder.store(value, address_of(builder, values[0], values[1], value.type), align=1)
-            return context.get_dummy_value()
-
-        return types.void(pointer, types.intp, source), codegen
-
-    return store_operation
-
-
-def _constant(llvm_type: Any, value: Any) -> Any:
-    return ir.Constant(llvm_type, [value] * llvm_type.count)
-
-
-def _splat(builder: Any, value: Any, count: int = 16) -> Any:
-    one = builder.insert_element(
-        ir.Constant(ir.VectorType(value.type, count), ir.Undefined), value, ir.Constant(I32, 0)
-    )
-    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, count), [0] * count))
-
-
-def _halves(builder: Any, vector: Any) -> tuple[Any, Any]:
-    count = vector.type.count // 2
-    low, high = ([*range(count)], [*range(count, 2 * count)])
-    mask = ir.VectorType(I32, count)
-    return (
-        builder.shuffle_vector(vector, vector, ir.Constant(mask, low)),
-        builder.shuffle_vector(vector, vector, ir.Constant(mask, high)),
-    )
-
-
-def _join(builder: Any, low: Any, high: Any) -> Any:
-    count = low.type.count * 2
-    return builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, count), [*range(count)]))
-
+from kuiperllm.backends.cpu.vectors import (
+    F32,
+    F64,
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    KINDS,
+    VF,
+    VI,
+    VI8,
+    VI16,
+    address_of,
+    call,
+    constant,
+    define,
+    halves,
+    join,
+    memory_load,
+    memory_store,
+    present_target,
+    splat_value,
+    target_has,
+)
+from kuiperllm.backends.cpu.vectors import (
+    f32p as f32p,
+)
+from kuiperllm.backends.cpu.vectors import (
+    f32x16 as f32x16,
+)
+from kuiperllm.backends.cpu.vectors import (
+    i8p as i8p,
+)
+from kuiperllm.backends.cpu.vectors import (
+    i32p as i32p,
+)
+from kuiperllm.backends.cpu.vectors import (
+    i32x16 as i32x16,
+)
+from kuiperllm.backends.cpu.vectors import (
+    i64p as i64p,
+)
+from kuiperllm.backends.cpu.vectors import (
+    mask16 as mask16,
+)
+from kuiperllm.backends.cpu.vectors import (
+    u8p as u8p,
+)
+from kuiperllm.backends.cpu.vectors import (
+    u16p as u16p,
+)
 
 # --- arguments and pointers ---------------------------------------------------------------------------------
 
@@ -274,18 +146,18 @@ def prefetch(context: Any, pointer: Any, index: Any) -> Any:
 
 
 def _widen_bf16(builder: Any, bits: Any) -> Any:
-    wide = builder.shl(builder.zext(bits, VI), _constant(VI, 16))
+    wide = builder.shl(builder.zext(bits, VI), constant(VI, 16))
     return builder.bitcast(wide, VF)
 
 
 def _narrow_bf16(builder: Any, vector: Any) -> Any:
     """Round to nearest, ties to even; NaN stays NaN."""
     bits = builder.bitcast(vector, VI)
-    odd = builder.and_(builder.lshr(bits, _constant(VI, 16)), _constant(VI, 1))
-    rounded = builder.add(bits, builder.add(odd, _constant(VI, 0x7FFF)))
+    odd = builder.and_(builder.lshr(bits, constant(VI, 16)), constant(VI, 1))
+    rounded = builder.add(bits, builder.add(odd, constant(VI, 0x7FFF)))
     is_nan = builder.fcmp_unordered("uno", vector, vector)
-    quiet = builder.or_(bits, _constant(VI, 0x400000))
-    return builder.trunc(builder.lshr(builder.select(is_nan, quiet, rounded), _constant(VI, 16)), VI16)
+    quiet = builder.or_(bits, constant(VI, 0x400000))
+    return builder.trunc(builder.lshr(builder.select(is_nan, quiet, rounded), constant(VI, 16)), VI16)
 
 
 def _widen_f16(builder: Any, bits: Any) -> Any:
@@ -294,11 +166,11 @@ def _widen_f16(builder: Any, bits: Any) -> Any:
     # Move exponent and mantissa into place and rescale by 2**112, which also makes subnormals right;
     # infinities and NaN (exponent 31) get float32's exponent.
     wide = builder.zext(bits, VI)
-    sign = builder.shl(builder.and_(wide, _constant(VI, 0x8000)), _constant(VI, 16))
-    magnitude = builder.shl(builder.and_(wide, _constant(VI, 0x7FFF)), _constant(VI, 13))
-    scaled = builder.fmul(builder.bitcast(magnitude, VF), _constant(VF, 2.0**112))
-    special = builder.icmp_unsigned(">=", magnitude, _constant(VI, 0x7C00 << 13))
-    infinite = builder.or_(magnitude, _constant(VI, 0x7F800000))
+    sign = builder.shl(builder.and_(wide, constant(VI, 0x8000)), constant(VI, 16))
+    magnitude = builder.shl(builder.and_(wide, constant(VI, 0x7FFF)), constant(VI, 13))
+    scaled = builder.fmul(builder.bitcast(magnitude, VF), constant(VF, 2.0**112))
+    special = builder.icmp_unsigned(">=", magnitude, constant(VI, 0x7C00 << 13))
+    infinite = builder.or_(magnitude, constant(VI, 0x7F800000))
     value = builder.select(special, infinite, builder.bitcast(scaled, VI))
     return builder.bitcast(builder.or_(value, sign), VF)
 
@@ -309,41 +181,41 @@ def _narrow_f16(builder: Any, vector: Any) -> Any:
     # Scale by 2**-112 so that float32's rounding and subnormals become float16's, after rounding away the
     # 13 low bits by adding and subtracting half of the wanted unit.
     bits = builder.bitcast(vector, VI)
-    sign = builder.lshr(builder.and_(bits, _constant(VI, -0x80000000)), _constant(VI, 16))
-    magnitude = builder.and_(bits, _constant(VI, 0x7FFFFFFF))
-    odd = builder.and_(builder.lshr(magnitude, _constant(VI, 13)), _constant(VI, 1))
-    rounded = builder.add(magnitude, builder.add(odd, _constant(VI, 0xFFF)))
-    normal = builder.sub(builder.lshr(rounded, _constant(VI, 13)), _constant(VI, 112 << 10))
+    sign = builder.lshr(builder.and_(bits, constant(VI, -0x80000000)), constant(VI, 16))
+    magnitude = builder.and_(bits, constant(VI, 0x7FFFFFFF))
+    odd = builder.and_(builder.lshr(magnitude, constant(VI, 13)), constant(VI, 1))
+    rounded = builder.add(magnitude, builder.add(odd, constant(VI, 0xFFF)))
+    normal = builder.sub(builder.lshr(rounded, constant(VI, 13)), constant(VI, 112 << 10))
     # below 2**-14 the unit is 2**-24: adding 0.5 puts that unit at the last mantissa bit
-    shifted = builder.fadd(builder.bitcast(magnitude, VF), _constant(VF, 0.5))
-    subnormal = builder.sub(builder.bitcast(shifted, VI), _constant(VI, 0x3F000000))
-    small = builder.icmp_unsigned("<", magnitude, _constant(VI, 0x38800000))
-    overflow = builder.icmp_unsigned(">=", magnitude, _constant(VI, 0x477FF000))
-    is_nan = builder.icmp_unsigned(">", magnitude, _constant(VI, 0x7F800000))
+    shifted = builder.fadd(builder.bitcast(magnitude, VF), constant(VF, 0.5))
+    subnormal = builder.sub(builder.bitcast(shifted, VI), constant(VI, 0x3F000000))
+    small = builder.icmp_unsigned("<", magnitude, constant(VI, 0x38800000))
+    overflow = builder.icmp_unsigned(">=", magnitude, constant(VI, 0x477FF000))
+    is_nan = builder.icmp_unsigned(">", magnitude, constant(VI, 0x7F800000))
     value = builder.select(small, subnormal, normal)
-    value = builder.select(overflow, _constant(VI, 0x7C00), value)
-    value = builder.select(is_nan, _constant(VI, 0x7E00), value)
+    value = builder.select(overflow, constant(VI, 0x7C00), value)
+    value = builder.select(is_nan, constant(VI, 0x7E00), value)
     return builder.trunc(builder.or_(value, sign), VI16)
 
 
-load = _memory_load(VF, f32x16, lambda b, v: v)
-load_i32 = _memory_load(VI, i32x16, lambda b, v: v)  # also: 64 raw bytes
-load_bf16 = _memory_load(VI16, f32x16, _widen_bf16)
-load_f16 = _memory_load(VI16, f32x16, _widen_f16)
-load_i8 = _memory_load(VI8, i32x16, lambda b, v: b.sext(v, VI))
-store = _memory_store(f32x16, lambda b, v: v)
-store_i32 = _memory_store(i32x16, lambda b, v: v)
-store_bf16 = _memory_store(f32x16, _narrow_bf16)
-store_f16 = _memory_store(f32x16, _narrow_f16)
-store_i8 = _memory_store(i32x16, lambda b, v: b.trunc(v, VI8))
-broadcast = _memory_load(F32, f32x16, _splat)
-broadcast_4bytes = _memory_load(I32, i32x16, _splat)
+load = memory_load(VF, f32x16, lambda b, v: v)
+load_i32 = memory_load(VI, i32x16, lambda b, v: v)  # also: 64 raw bytes
+load_bf16 = memory_load(VI16, f32x16, _widen_bf16)
+load_f16 = memory_load(VI16, f32x16, _widen_f16)
+load_i8 = memory_load(VI8, i32x16, lambda b, v: b.sext(v, VI))
+store = memory_store(f32x16, lambda b, v: v)
+store_i32 = memory_store(i32x16, lambda b, v: v)
+store_bf16 = memory_store(f32x16, _narrow_bf16)
+store_f16 = memory_store(f32x16, _narrow_f16)
+store_i8 = memory_store(i32x16, lambda b, v: b.trunc(v, VI8))
+broadcast = memory_load(F32, f32x16, splat_value)
+broadcast_4bytes = memory_load(I32, i32x16, splat_value)
 
 
 def _lanes_below(builder: Any, count: Any) -> Any:
     """Mask of the lanes whose number is below `count`."""
     lanes = ir.Constant(VI, [*range(16)])
-    return builder.icmp_signed("<", lanes, _splat(builder, builder.trunc(count, I32)))
+    return builder.icmp_signed("<", lanes, splat_value(builder, builder.trunc(count, I32)))
 
 
 @intrinsic
@@ -375,7 +247,7 @@ def load_first(context: Any, pointer: Any, index: Any, count: Any) -> Any:
         address = address_of(builder, values[0], values[1], VF)
         mask = _lanes_below(builder, values[2])
         return call(
-            builder, "llvm.masked.load.v16f32.p0", VF, address, ir.Constant(I32, 1), mask, _constant(VF, 0.0)
+            builder, "llvm.masked.load.v16f32.p0", VF, address, ir.Constant(I32, 1), mask, constant(VF, 0.0)
         )
 
     return f32x16(pointer, types.intp, types.int64), codegen
@@ -393,8 +265,8 @@ def _round_to_i32(b: Any, x: Any) -> Any:
     if target_has("has_fma"):
         return b.fptosi(call(b, "llvm.rint.v16f32", VF, x), VI)
     # llvm.rint is a library call before SSE4.1; adding 1.5 * 2**23 puts the integer in the lowest bits
-    shifted = b.fadd(x, _constant(VF, 12582912.0))
-    return b.sub(b.bitcast(shifted, VI), _constant(VI, 0x4B400000))
+    shifted = b.fadd(x, constant(VF, 12582912.0))
+    return b.sub(b.bitcast(shifted, VI), constant(VI, 0x4B400000))
 
 
 def _reduce(operation: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -403,7 +275,7 @@ def _reduce(operation: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any], A
             if vector.type.count == 2:
                 low, high = (builder.extract_element(vector, ir.Constant(I32, i)) for i in (0, 1))
                 return operation(builder, low, high)
-            vector = operation(builder, *_halves(builder, vector))
+            vector = operation(builder, *halves(builder, vector))
         return vector
 
     return generate
@@ -413,60 +285,60 @@ def _select(predicate: str) -> Callable[[Any, Any, Any], Any]:
     return lambda b, x, y: b.select(b.fcmp_ordered(predicate, x, y), x, y)
 
 
-zeros = _define(lambda b: _constant(VF, 0.0), f32x16)
-splat = _define(_splat, f32x16, types.float32)
-splat_i32 = _define(_splat, i32x16, types.int32)
-add = _define(lambda b, x, y: b.fadd(x, y), f32x16, f32x16, f32x16)
-sub = _define(lambda b, x, y: b.fsub(x, y), f32x16, f32x16, f32x16)
-mul = _define(lambda b, x, y: b.fmul(x, y), f32x16, f32x16, f32x16)
-div = _define(lambda b, x, y: b.fdiv(x, y), f32x16, f32x16, f32x16)
-fma = _define(_fma, f32x16, f32x16, f32x16, f32x16)
-vmin = _define(_select("<"), f32x16, f32x16, f32x16)
-vmax = _define(_select(">"), f32x16, f32x16, f32x16)
-vabs = _define(lambda b, x: call(b, "llvm.fabs.v16f32", VF, x), f32x16, f32x16)
-sum_lanes = _define(_reduce(lambda b, x, y: b.fadd(x, y)), types.float32, f32x16)
-max_lanes = _define(_reduce(_select(">")), types.float32, f32x16)
-sum_lanes_i32 = _define(_reduce(lambda b, x, y: b.add(x, y)), types.int32, i32x16)
-keep_first = _define(
-    lambda b, x, count, fill: b.select(_lanes_below(b, count), x, _splat(b, fill)),
+zeros = define(lambda b: constant(VF, 0.0), f32x16)
+splat = define(splat_value, f32x16, types.float32)
+splat_i32 = define(splat_value, i32x16, types.int32)
+add = define(lambda b, x, y: b.fadd(x, y), f32x16, f32x16, f32x16)
+sub = define(lambda b, x, y: b.fsub(x, y), f32x16, f32x16, f32x16)
+mul = define(lambda b, x, y: b.fmul(x, y), f32x16, f32x16, f32x16)
+div = define(lambda b, x, y: b.fdiv(x, y), f32x16, f32x16, f32x16)
+fma = define(_fma, f32x16, f32x16, f32x16, f32x16)
+vmin = define(_select("<"), f32x16, f32x16, f32x16)
+vmax = define(_select(">"), f32x16, f32x16, f32x16)
+vabs = define(lambda b, x: call(b, "llvm.fabs.v16f32", VF, x), f32x16, f32x16)
+sum_lanes = define(_reduce(lambda b, x, y: b.fadd(x, y)), types.float32, f32x16)
+max_lanes = define(_reduce(_select(">")), types.float32, f32x16)
+sum_lanes_i32 = define(_reduce(lambda b, x, y: b.add(x, y)), types.int32, i32x16)
+keep_first = define(
+    lambda b, x, count, fill: b.select(_lanes_below(b, count), x, splat_value(b, fill)),
     f32x16, f32x16, types.int64, types.float32,
 )  # fmt: skip
 
-add_i32 = _define(lambda b, x, y: b.add(x, y), i32x16, i32x16, i32x16)
-sub_i32 = _define(lambda b, x, y: b.sub(x, y), i32x16, i32x16, i32x16)
-and_i32 = _define(lambda b, x, y: b.and_(x, y), i32x16, i32x16, i32x16)
-or_i32 = _define(lambda b, x, y: b.or_(x, y), i32x16, i32x16, i32x16)
-shl = _define(lambda b, x, n: b.shl(x, _splat(b, n)), i32x16, i32x16, types.int32)
-shr = _define(lambda b, x, n: b.lshr(x, _splat(b, n)), i32x16, i32x16, types.int32)
-unsigned_byte = _define(
-    lambda b, x, n: b.and_(b.lshr(x, _splat(b, n)), _constant(VI, 0xFF)), i32x16, i32x16, types.int32
+add_i32 = define(lambda b, x, y: b.add(x, y), i32x16, i32x16, i32x16)
+sub_i32 = define(lambda b, x, y: b.sub(x, y), i32x16, i32x16, i32x16)
+and_i32 = define(lambda b, x, y: b.and_(x, y), i32x16, i32x16, i32x16)
+or_i32 = define(lambda b, x, y: b.or_(x, y), i32x16, i32x16, i32x16)
+shl = define(lambda b, x, n: b.shl(x, splat_value(b, n)), i32x16, i32x16, types.int32)
+shr = define(lambda b, x, n: b.lshr(x, splat_value(b, n)), i32x16, i32x16, types.int32)
+unsigned_byte = define(
+    lambda b, x, n: b.and_(b.lshr(x, splat_value(b, n)), constant(VI, 0xFF)), i32x16, i32x16, types.int32
 )
-to_f32 = _define(lambda b, x: b.sitofp(x, VF), f32x16, i32x16)
-to_i32 = _define(lambda b, x: b.fptosi(x, VI), i32x16, f32x16)
-round_to_i32 = _define(_round_to_i32, i32x16, f32x16)  # ties to even; |x| < 2**22
-as_i32 = _define(lambda b, x: b.bitcast(x, VI), i32x16, f32x16)
-as_f32 = _define(lambda b, x: b.bitcast(x, VF), f32x16, i32x16)
-float_of = _define(lambda b, x: b.bitcast(x, F32), types.float32, types.int32)
-half_to_float = _define(
-    lambda b, x: b.extract_element(_widen_f16(b, _splat(b, x)), ir.Constant(I32, 0)),
+to_f32 = define(lambda b, x: b.sitofp(x, VF), f32x16, i32x16)
+to_i32 = define(lambda b, x: b.fptosi(x, VI), i32x16, f32x16)
+round_to_i32 = define(_round_to_i32, i32x16, f32x16)  # ties to even; |x| < 2**22
+as_i32 = define(lambda b, x: b.bitcast(x, VI), i32x16, f32x16)
+as_f32 = define(lambda b, x: b.bitcast(x, VF), f32x16, i32x16)
+float_of = define(lambda b, x: b.bitcast(x, F32), types.float32, types.int32)
+half_to_float = define(
+    lambda b, x: b.extract_element(_widen_f16(b, splat_value(b, x)), ir.Constant(I32, 0)),
     types.float32, types.uint16,
 )  # fmt: skip
-float_to_half = _define(
-    lambda b, x: b.extract_element(_narrow_f16(b, _splat(b, x)), ir.Constant(I32, 0)),
+float_to_half = define(
+    lambda b, x: b.extract_element(_narrow_f16(b, splat_value(b, x)), ir.Constant(I32, 0)),
     types.uint16, types.float32,
 )  # fmt: skip
-bits_of = _define(lambda b, x: b.bitcast(x, I32), types.int32, types.float32)
-pair_bf16 = _define(  # rounded to nearest, ties away from zero
+bits_of = define(lambda b, x: b.bitcast(x, I32), types.int32, types.float32)
+pair_bf16 = define(  # rounded to nearest, ties away from zero
     lambda b, even, odd: b.or_(
-        b.lshr(b.add(b.bitcast(even, VI), _constant(VI, 0x8000)), _constant(VI, 16)),
-        b.and_(b.add(b.bitcast(odd, VI), _constant(VI, 0x8000)), _constant(VI, -65536)),
+        b.lshr(b.add(b.bitcast(even, VI), constant(VI, 0x8000)), constant(VI, 16)),
+        b.and_(b.add(b.bitcast(odd, VI), constant(VI, 0x8000)), constant(VI, -65536)),
     ),
     i32x16, f32x16, f32x16,
 )  # fmt: skip
-even_bf16 = _define(lambda b, x: b.bitcast(b.shl(x, _constant(VI, 16)), VF), f32x16, i32x16)
-odd_bf16 = _define(lambda b, x: b.bitcast(b.and_(x, _constant(VI, -65536)), VF), f32x16, i32x16)
+even_bf16 = define(lambda b, x: b.bitcast(b.shl(x, constant(VI, 16)), VF), f32x16, i32x16)
+odd_bf16 = define(lambda b, x: b.bitcast(b.and_(x, constant(VI, -65536)), VF), f32x16, i32x16)
 
-sqrt = _define(lambda b, x: call(b, "llvm.sqrt.f32", F32, x), types.float32, types.float32)
+sqrt = define(lambda b, x: call(b, "llvm.sqrt.f32", F32, x), types.float32, types.float32)
 
 
 # --- comparing --------------------------------------------------------------------------------------------
@@ -483,14 +355,14 @@ def _first_lane(builder: Any, mask: Any) -> Any:
 
 
 # NaN compares false.
-greater = _define(lambda b, x, y: b.fcmp_ordered(">", x, y), mask16, f32x16, f32x16)
-at_least = _define(lambda b, x, y: b.fcmp_ordered(">=", x, y), mask16, f32x16, f32x16)
-equal = _define(lambda b, x, y: b.fcmp_ordered("==", x, y), mask16, f32x16, f32x16)
-both = _define(lambda b, x, y: b.and_(x, y), mask16, mask16, mask16)
-where = _define(lambda b, m, x, y: b.select(m, x, y), f32x16, mask16, f32x16, f32x16)
-count_lanes = _define(_count_lanes, types.int64, mask16)
-first_lane = _define(_first_lane, types.int64, mask16)  # 16 if there is none
-min_lanes = _define(_reduce(_select("<")), types.float32, f32x16)
+greater = define(lambda b, x, y: b.fcmp_ordered(">", x, y), mask16, f32x16, f32x16)
+at_least = define(lambda b, x, y: b.fcmp_ordered(">=", x, y), mask16, f32x16, f32x16)
+equal = define(lambda b, x, y: b.fcmp_ordered("==", x, y), mask16, f32x16, f32x16)
+both = define(lambda b, x, y: b.and_(x, y), mask16, mask16, mask16)
+where = define(lambda b, m, x, y: b.select(m, x, y), f32x16, mask16, f32x16, f32x16)
+count_lanes = define(_count_lanes, types.int64, mask16)
+first_lane = define(_first_lane, types.int64, mask16)  # 16 if there is none
+min_lanes = define(_reduce(_select("<")), types.float32, f32x16)
 
 
 # --- exponential ------------------------------------------------------------------------------------------
@@ -518,8 +390,8 @@ def exp(x: Any) -> Any:
     return where(at_least(x, splat(np.float32(-87.3))), value, _nan_or_zero(x))
 
 
-_nan_or_zero = _define(
-    lambda b, x: b.select(b.fcmp_unordered("uno", x, x), x, _constant(VF, 0.0)), f32x16, f32x16
+_nan_or_zero = define(
+    lambda b, x: b.select(b.fcmp_unordered("uno", x, x), x, constant(VF, 0.0)), f32x16, f32x16
 )
 
 
@@ -528,36 +400,36 @@ _nan_or_zero = _define(
 
 def _dot4(builder: Any, accumulator: Any, weights: Any, activations: Any) -> Any:
     """Each lane: accumulator + the sum over four bytes of unsigned weight x signed activation."""
-    assert _target is not None
-    if _target.at_least("avx512"):
+    target = present_target()
+    if target.at_least("avx512"):
         return call(builder, "llvm.x86.avx512.vpdpbusd.512", VI, accumulator, weights, activations)
-    if _target.is_x86 and _target.at_least("avx2"):
+    if target.is_x86 and target.at_least("avx2"):
         # bytes 0 and 2, then 1 and 3, as 16-bit pairs: pmaddwd is exact, where pmaddubsw would saturate
         pairs = ir.VectorType(I16, 32)
         w, x = builder.bitcast(weights, pairs), builder.bitcast(activations, pairs)
-        eight = _constant(pairs, 8)
+        eight = constant(pairs, 8)
         products = [
-            (builder.and_(w, _constant(pairs, 0xFF)), builder.ashr(builder.shl(x, eight), eight)),
+            (builder.and_(w, constant(pairs, 0xFF)), builder.ashr(builder.shl(x, eight), eight)),
             (builder.lshr(w, eight), builder.ashr(x, eight)),
         ]
         for left, right in products:
             sums = [
                 call(builder, "llvm.x86.avx2.pmadd.wd", ir.VectorType(I32, 8), p, q)
-                for p, q in zip(_halves(builder, left), _halves(builder, right), strict=True)
+                for p, q in zip(halves(builder, left), halves(builder, right), strict=True)
             ]
-            accumulator = builder.add(accumulator, _join(builder, *sums))
+            accumulator = builder.add(accumulator, join(builder, *sums))
         return accumulator
     for byte in range(4):
-        w = builder.and_(builder.lshr(weights, _constant(VI, 8 * byte)), _constant(VI, 0xFF))
-        x = builder.ashr(builder.shl(activations, _constant(VI, 24 - 8 * byte)), _constant(VI, 24))
+        w = builder.and_(builder.lshr(weights, constant(VI, 8 * byte)), constant(VI, 0xFF))
+        x = builder.ashr(builder.shl(activations, constant(VI, 24 - 8 * byte)), constant(VI, 24))
         accumulator = builder.add(accumulator, builder.mul(w, x))
     return accumulator
 
 
-dot4 = _define(_dot4, i32x16, i32x16, i32x16, i32x16)
+dot4 = define(_dot4, i32x16, i32x16, i32x16, i32x16)
 
 # AVX512_BF16: each lane: accumulator + two products of bfloat16 pairs, summed in float32.
-dot2_bf16 = _define(
+dot2_bf16 = define(
     lambda b, acc, x, y: call(b, "llvm.x86.avx512bf16.dpbf16ps.512", VF, acc, x, y),
     f32x16, f32x16, i32x16, i32x16,
 )  # fmt: skip

@@ -1,0 +1,70 @@
+"""How a model is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from numbers import Integral
+
+from kuiperllm.errors import UsageError
+
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+QUANTS = ("none", "q8")
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is an integer; True and False are not."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How a model is run.
+
+    Raises:
+        UsageError: a value is unknown or out of range.
+    """
+
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda:N`."""
+    dtype: str = "auto"
+    """Data type that weights are kept in; `auto` keeps the checkpoint's. One of `DTYPES`."""
+    quant: str | None = None
+    """Quantize linear layers while loading: `q8`, or None to keep what the checkpoint holds."""
+    group_size: int = 64
+    """Weights that share a scale when `quant` is set, along the input dimension."""
+    max_model_len: int | None = None
+    """Longest prompt plus output, in tokens; None: what the model was made for."""
+    max_num_seqs: int = 8
+    """Most prompts that are worked on at once."""
+    max_num_batched_tokens: int = 512
+    """Most tokens of a prompt that one pass takes in."""
+    block_size: int = 32
+    """Tokens in a block of the key/value cache; a multiple of 16."""
+    kv_cache_dtype: str = "auto"
+    """Data type of keys and values; `auto`: the weights', float16 for quantized ones. One of `DTYPES`."""
+    num_threads: int | None = None
+    """Threads of the CPU back end; None: `KUIPER_NUM_THREADS`, else the physical cores."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_threads"):
+            value = getattr(self, name)
+            if not is_whole(value) and not (value is None and name in ("max_model_len", "num_threads")):
+                raise UsageError(f"{name} must be a whole number, not {value!r}")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        if self.quant is not None and self.quant not in QUANTS:
+            raise UsageError(f"quant {self.quant!r} is unknown; choose one of {', '.join(QUANTS)}")
+        if self.group_size not in (32, 64, 128):
+            raise UsageError(f"group_size {self.group_size} is not possible; choose 32, 64 or 128")
+        if self.max_model_len is not None and self.max_model_len < 1:
+            raise UsageError(f"max_model_len must be at least 1, not {self.max_model_len}")
+        if self.kv_cache_dtype not in DTYPES:
+            raise UsageError(
+                f"kv_cache_dtype {self.kv_cache_dtype!r} is unknown; choose one of {', '.join(DTYPES)}"
+            )
+        if self.max_num_seqs < 1 or self.max_num_batched_tokens < 1:
+            raise UsageError("max_num_seqs and max_num_batched_tokens must be at least 1")
+        if self.block_size < 16 or self.block_size % 16:
+            raise UsageError(f"block_size must be a multiple of 16, not {self.block_size}")
+        if self.num_threads is not None and not 1 <= self.num_threads <= 1024:
+            raise UsageError(f"threads must be 1 to 1024, not {self.num_threads}")
