@@ -153,9 +153,10 @@ def test_stories260k_is_the_text_of_llama2c(
     tokenizer = ("--tokenizer", folder / files[1]) if len(files) == 2 else ()
     result = kuiper(
         *("generate", "-m", folder / files[0], *tokenizer, "--temperature", "0", "--echo"),
-        *("--max-tokens", str(golden["steps"]), "--max-model-len", "512", golden["prompt"]),  # GGUF: 128
+        *("--max-tokens", str(golden["steps"]), golden["prompt"]),
     )
     assert result.out == golden["text"] + "\n"
+    assert ("the model states only 128 positions" in " ".join(result.said)) == (len(files) == 1)  # the GGUF
 
 
 @pytest.mark.shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -70,7 +71,7 @@ def generate(
     text = read_text(prompt, "prompt")
     with Reporter() as reporter:
         started = time.perf_counter()
-        llm = load(model, engine, reporter)
+        llm = _load_for(text, sampling.max_tokens, model, engine, reporter)
         load_s = time.perf_counter() - started
         params = sampling.params(llm.default_params, **fallbacks)
         if as_json:
@@ -80,6 +81,23 @@ def generate(
         completion = _print_stream(llm, text, params, echo, reporter)
     if stats or verbose:
         print(f"{speed(completion)}; model loaded in {load_s:.2f} s", file=sys.stderr)
+
+
+def _load_for(
+    text: str, max_tokens: int | None, model: ModelOptions, engine: EngineOptions, reporter: Reporter
+) -> LLM:
+    """The model, with room for as many tokens as were asked for by number.
+
+    Some checkpoints state a shorter context than they can do. Who names `--max-tokens` gets them, and a
+    warning; who names `--max-model-len` gets that.
+    """
+    llm = load(model, engine, reporter)
+    if max_tokens is None or engine.max_model_len is not None:
+        return llm
+    needed = len(llm.tokenizer.encode(text)) + max_tokens
+    if needed <= llm.max_model_len or llm.max_model_len < llm.config.max_position_embeddings:
+        return llm
+    return load(model, replace(engine, max_model_len=needed), reporter)
 
 
 def _print_stream(llm: LLM, text: str, params: SamplingParams, echo: bool, reporter: Reporter) -> Completion:
