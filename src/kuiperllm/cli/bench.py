@@ -52,7 +52,7 @@ def bench(
         raise UsageError("give either --model or --config with --random-weights, not both")
     engine_config = engine.config()
     import_engine()
-    with Reporter():
+    with Reporter() as reporter:
         shape = None if config is None else _read_config(config)
         from kuiperllm.engine.bench import run_bench
 
@@ -63,6 +63,7 @@ def bench(
             prompt_tokens=prompt_tokens,
             gen_tokens=gen_tokens,
             repeats=repeats,
+            progress=reporter.advance,
         )
     if as_json:
         print_json(result.to_dict())

@@ -19,9 +19,10 @@ from kuiperllm.checkpoint import Checkpoint
 from kuiperllm.checkpoint.random import RandomCheckpoint
 from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
 from kuiperllm.core import Device, DType
+from kuiperllm.core.memory import out_of_memory
 from kuiperllm.engine.block_pool import BlockPool
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import kv_dtype, load_decoder, open_model
+from kuiperllm.engine.loading import Progress, kv_dtype, load_decoder, open_model
 from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
 from kuiperllm.engine.scheduler import Scheduler
@@ -75,17 +76,27 @@ class BenchModel:
     Args:
         source: a checkpoint, or the shape of a model that gets random weights.
         engine: how to run it.
+        progress: told of loading as (what, bytes done, bytes in all).
+
+    Raises:
+        OutOfMemoryError: the weights do not fit.
+        KuiperError: as `LLM`.
     """
 
-    def __init__(self, source: Checkpoint | ModelConfig, engine: EngineConfig) -> None:
+    def __init__(
+        self, source: Checkpoint | ModelConfig, engine: EngineConfig, progress: Progress | None = None
+    ) -> None:
         device = Device(engine.device)
         if engine.num_threads is not None:
             device.backend.set_num_threads(engine.num_threads)
         if isinstance(source, ModelConfig):
             stored = DType.bfloat16 if engine.dtype == "auto" else DType(engine.dtype)
             source = RandomCheckpoint(source, stored)
+            needed, memory = _random_weight_bytes(source.config, stored, engine), device.memory_info()
+            if needed > memory.free_bytes:  # a real checkpoint's tensors say so themselves
+                raise out_of_memory(str(device), needed, memory)
         started = time.perf_counter()
-        self.decoder = load_decoder(source, engine, device)
+        self.decoder = load_decoder(source, engine, device, progress)
         self.load_s = time.perf_counter() - started
         self.config = source.config
         self.cache = KVCache(self.config, engine.block_size, kv_dtype(source, engine), device)
@@ -146,6 +157,7 @@ def run_bench(
     prompt_tokens: int = 512,
     gen_tokens: int = 64,
     repeats: int = 3,
+    progress: Progress | None = None,
 ) -> BenchResult:
     """Time a model.
 
@@ -156,6 +168,7 @@ def run_bench(
         prompt_tokens: tokens of the prefill, and in front of what is decoded.
         gen_tokens: tokens to decode.
         repeats: how often; medians are reported.
+        progress: told of loading as (what, bytes done, bytes in all).
 
     Raises:
         UsageError: a number is below 1.
@@ -164,7 +177,7 @@ def run_bench(
     """
     if min(prompt_tokens, gen_tokens, repeats) < 1:
         raise UsageError("prompt_tokens, gen_tokens and repeats must be at least 1")
-    bench = _load(model, config, engine)
+    bench = _load(model, config, engine, progress)
     if prompt_tokens + gen_tokens + _UNTIMED > bench.config.max_position_embeddings:
         raise ContextLengthError(
             f"{prompt_tokens} tokens of prompt, {gen_tokens} of output and {_UNTIMED} not timed do not fit "
@@ -209,11 +222,22 @@ def run_bench(
     )
 
 
-def _load(model: str | Path | None, config: ModelConfig | None, engine: EngineConfig) -> BenchModel:
+def _load(
+    model: str | Path | None, config: ModelConfig | None, engine: EngineConfig, progress: Progress | None
+) -> BenchModel:
     if config is not None:
-        return BenchModel(config, engine)
+        return BenchModel(config, engine, progress)
     with open_model(model) as checkpoint:
-        return BenchModel(checkpoint, engine)
+        return BenchModel(checkpoint, engine, progress)
+
+
+def _random_weight_bytes(config: ModelConfig, stored: DType, engine: EngineConfig) -> int:
+    """Memory that the matrices of a model of this shape take."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    layer = hidden * (2 * config.q_size + 2 * config.kv_size + 3 * inner)
+    tables = 1 if config.tie_word_embeddings else 2
+    weights = config.num_hidden_layers * layer + tables * config.vocab_size * hidden
+    return weights if engine.quant == "q8" else weights * stored.itemsize
 
 
 def peak_memory_bytes() -> int:
