@@ -414,9 +414,10 @@ def test_a_cache_that_could_not_grow_can_grow_less(monkeypatch: pytest.MonkeyPat
     for number, layer in enumerate(cache.layers):
         layer.keys.numpy()[:] = number + 1
     second, grown = cache.layers[1], LayerCache.grown
-    with monkeypatch.context() as patch, pytest.raises(OutOfMemoryError):
-        patch.setattr(LayerCache, "grown", lambda s, n: _out_of_memory() if s is second else grown(s, n))
+    monkeypatch.setattr(LayerCache, "grown", lambda s, n: _out_of_memory() if s is second else grown(s, n))
+    with pytest.raises(OutOfMemoryError):
         cache.reserve(9)
+    monkeypatch.undo()
     assert cache.num_blocks == 2
     cache.reserve(4)
     assert cache.num_blocks == 4
@@ -484,3 +485,23 @@ def test_an_interrupt_leaves_the_model_usable(
         llm.generate(PROMPTS, GREEDY)
     assert_idle(llm)
     assert [done.token_ids for done in llm.generate(PROMPTS, GREEDY)] == expected
+
+
+def test_an_interrupt_while_it_tidies_up_leaves_the_model_usable(
+    random_model: Path, monkeypatch: pytest.MonkeyPatch, assert_idle: Idle
+) -> None:
+    llm = LLM(random_model)
+    expected = llm.generate("a", GREEDY)[0].token_ids
+    stream = llm.stream("x" * 60, GREEDY)
+    next(stream)
+
+    def interrupted(self: LLM) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LLM, "_forget", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stream.close()
+    assert llm._pool.num_free < llm._pool.max_blocks
+    assert llm.generate("a", GREEDY)[0].token_ids == expected
+    assert_idle(llm)

@@ -172,13 +172,14 @@ def test_the_pool_gives_each_block_once(counts: list[int], max_blocks: int) -> N
         assert pool.num_blocks <= max_blocks
 
 
-def test_the_pool_shrinks_to_what_the_cache_holds() -> None:
+def test_clearing_takes_all_blocks_back() -> None:
     pool = BlockPool(BLOCK, 100)
-    blocks = pool.allocate(20)
-    assert pool.num_blocks == 20
-    pool.free(blocks)
-    pool.shrink(16)
+    scheduler = Scheduler(pool, max_num_seqs=1, max_num_batched_tokens=500)
+    for _ in range(2):
+        scheduler.add(Sequence([1] * 300, SamplingParams(), seed=0, max_tokens=20))
+    scheduler.schedule()
+    assert pool.num_blocks == 19
+    scheduler.clear(16)
+    assert (scheduler.running, list(scheduler.waiting)) == ([], [])
     assert (pool.num_blocks, pool.num_free) == (16, 100)
     assert sorted(pool.allocate(16)) == list(range(16))
-    pool.shrink(50)
-    assert pool.num_blocks == 16

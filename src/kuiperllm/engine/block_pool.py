@@ -50,7 +50,7 @@ class BlockPool:
         """Put blocks back."""
         self._free.extend(reversed(blocks))
 
-    def shrink(self, num_blocks: int) -> None:
-        """Forget the blocks from this number on, all of them free: the cache cannot hold them."""
-        self.num_blocks = min(self.num_blocks, num_blocks)
-        self._free = [block for block in self._free if block < self.num_blocks]
+    def reset(self, num_blocks: int) -> None:
+        """Begin anew with `num_blocks` blocks, all of them free."""
+        self.num_blocks = num_blocks
+        self._free = list(range(num_blocks - 1, -1, -1))

@@ -187,6 +187,7 @@ class LLM:
                 "this LLM is already generating: finish or close that stream first, or use one LLM per thread"
             )
         try:
+            self._forget()  # an interrupt may have come while the last run did
             for index, sequence in enumerate(sequences):
                 streams[sequence.number] = OutputStream(index, sequence, self.tokenizer, time.perf_counter())
                 self._scheduler.add(sequence)
@@ -203,10 +204,14 @@ class LLM:
                         self._scheduler.finish(sequence)
                     yield stream.index, chunk
         finally:
-            for sequence in sequences:
-                self._scheduler.finish(sequence)
-            self._pool.shrink(self._runner.cache.num_blocks)  # memory may have run out while it grew
-            self._lock.release()
+            try:
+                self._forget()
+            finally:
+                self._lock.release()
+
+    def _forget(self) -> None:
+        """Take all blocks back: those that the cache has, if memory ran out while it grew."""
+        self._scheduler.clear(self._runner.cache.num_blocks)
 
     def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)

@@ -62,6 +62,12 @@ class Scheduler:
         self.pool.free(sequence.blocks)
         sequence.blocks = []
 
+    def clear(self, num_blocks: int) -> None:
+        """Forget all sequences; the pool goes on with `num_blocks` blocks."""
+        self.waiting.clear()
+        self.running.clear()
+        self.pool.reset(num_blocks)
+
     def _fits(self, sequence: Sequence) -> bool:
         """Whether the blocks suffice for all running sequences and this one at their longest."""
         needed = sum(self._most_blocks(other) for other in (*self.running, sequence))
