@@ -6,8 +6,9 @@ import operator
 import secrets
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as List
+from contextlib import closing
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
@@ -103,9 +104,10 @@ class LLM:
         params = params or self.default_params
         sequences = [self._sequence(prompt, params) for prompt in _as_list(prompts)]
         finished: dict[int, Completion] = {}
-        for index, chunk in self._run(sequences):
-            if chunk.completion is not None:
-                finished[index] = chunk.completion
+        with closing(self._run(sequences)) as chunks:
+            for index, chunk in chunks:
+                if chunk.completion is not None:
+                    finished[index] = chunk.completion
         return [finished[index] for index in range(len(sequences))]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
@@ -114,7 +116,7 @@ class LLM:
         Closing the generator early ends the generation.
         """
         sequence = self._sequence(prompt, params or self.default_params)
-        return (chunk for _, chunk in self._run([sequence]))
+        return self._chunks(sequence)
 
     def chat(
         self,
@@ -179,7 +181,12 @@ class LLM:
 
     # --- one step after the other ---------------------------------------------------------------------------
 
-    def _run(self, sequences: List[Sequence]) -> Iterator[tuple[int, Chunk]]:
+    def _chunks(self, sequence: Sequence) -> Generator[Chunk, None, None]:
+        with closing(self._run([sequence])) as chunks:
+            for _, chunk in chunks:
+                yield chunk
+
+    def _run(self, sequences: List[Sequence]) -> Generator[tuple[int, Chunk], None, None]:
         """(index of the sequence, chunk) as they are made."""
         streams: dict[int, OutputStream] = {}
         if not self._lock.acquire(blocking=False):
