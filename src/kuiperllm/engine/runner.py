@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 
-from kuiperllm.core import DType, Tensor
+from kuiperllm.core import Device, Tensor
 from kuiperllm.core.device import Graph
 from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.scheduler import Step
@@ -100,31 +101,43 @@ class Runner:
         return self.model.logits(residual, batch) if is_end else None
 
 
+class _Input:
+    """A tensor that the host refills before each replay; on the host itself the two are one memory."""
+
+    def __init__(self, host: np.ndarray[tuple[int, ...], np.dtype[Any]], device: Device) -> None:
+        self.host = host
+        self.tensor = Tensor.from_numpy(host).to(device)
+
+    def upload(self) -> None:
+        """Make what was written to `host` visible on the device."""
+        if not self.tensor.device.is_host:
+            self.tensor.copy_(Tensor.from_numpy(self.host).to(self.tensor.device))
+
+
 class _DecodeGraph:
     """One decode step of a fixed number of sequences, captured on tensors that are refilled for each step."""
 
     def __init__(self, model: Decoder, cache: KVCache, size: int, table_width: int) -> None:
         device = model.device
         self._block_size = cache.block_size
-        self._host_ids = np.zeros(size, np.int32)
-        self._host_positions = np.zeros(size, np.int32)
-        self._host_slots = np.full(size, -1, np.int64)
-        self._host_lens = np.ones(size, np.int32)
-        self._host_table = np.zeros((size, table_width), np.int32)
+        self._ids = _Input(np.zeros(size, np.int32), device)
+        self._positions = _Input(np.zeros(size, np.int32), device)
+        self._slots = _Input(np.full(size, -1, np.int64), device)
+        self._lens = _Input(np.ones(size, np.int32), device)
+        self._table = _Input(np.zeros((size, table_width), np.int32), device)
         self._tables: list[tuple[int, int]] = [(-1, 0)] * size
-        self._ids = Tensor.zeros((size,), DType.int32, device)
-        self._batch = Batch(
-            positions=Tensor.zeros((size,), DType.int32, device),
-            slot_mapping=Tensor.zeros((size,), DType.int64, device),
-            block_table=Tensor.zeros((size, table_width), DType.int32, device),
+        batch = Batch(
+            positions=self._positions.tensor,
+            slot_mapping=self._slots.tensor,
+            block_table=self._table.tensor,
             query_start_loc=Tensor.from_numpy(np.arange(size + 1, dtype=np.int32)).to(device),
-            seq_lens=Tensor.zeros((size,), DType.int32, device),
+            seq_lens=self._lens.tensor,
             max_query_len=1,
         )
         self.graph: Graph
         with device.capture() as self.graph:
-            residual = model.forward(self._ids, cache.layers, self._batch)
-            self._logits = model.logits(residual, self._batch)
+            residual = model.forward(self._ids.tensor, cache.layers, batch)
+            self._logits = model.logits(residual, batch)
 
     def prepare(self, sequences: list[Sequence]) -> Tensor:
         """Set the graph up for the newest token of each sequence; where it will leave the logits [S, V]."""
@@ -132,23 +145,17 @@ class _DecodeGraph:
         for row, sequence in enumerate(sequences):
             place = sequence.num_computed
             block, within = divmod(place, self._block_size)
-            self._host_ids[row] = sequence.token(place)
-            self._host_positions[row] = place
-            self._host_slots[row] = sequence.blocks[block] * self._block_size + within
-            self._host_lens[row] = place + 1
+            self._ids.host[row] = sequence.token(place)
+            self._positions.host[row] = place
+            self._slots.host[row] = sequence.blocks[block] * self._block_size + within
+            self._lens.host[row] = place + 1
             table = (sequence.number, len(sequence.blocks))
             if self._tables[row] != table:
                 self._tables[row] = table
-                self._host_table[row, : len(sequence.blocks)] = sequence.blocks
+                self._table.host[row, : len(sequence.blocks)] = sequence.blocks
                 new_blocks = True
-        _upload(self._ids, self._host_ids)
-        _upload(self._batch.positions, self._host_positions)
-        _upload(self._batch.slot_mapping, self._host_slots)
-        _upload(self._batch.seq_lens, self._host_lens)
+        for changed in (self._ids, self._positions, self._slots, self._lens):
+            changed.upload()
         if new_blocks:
-            _upload(self._batch.block_table, self._host_table)
+            self._table.upload()
         return self._logits
-
-
-def _upload(tensor: Tensor, values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> None:
-    tensor.copy_(Tensor.from_numpy(values).to(tensor.device))

@@ -219,7 +219,7 @@ def _pairs(n: int) -> int:
 
 def _grain(pairs: int) -> int:
     """Items claimed at a time: enough for prefetching to pay, few enough that threads end together."""
-    return max(1, pairs // (8 * num_threads()))
+    return max(1, pairs // (32 * num_threads()))
 
 
 def _bias(weight: LinearWeight) -> Tensor:
