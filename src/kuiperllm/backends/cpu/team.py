@@ -91,6 +91,7 @@ class Team:
         self._address = self._control.ctypes.data
         self._start, self._finish, self._work = (Kernel(_MODULE, n) for n in ("start", "finish", "work"))
         self._semaphores: list[threading.Semaphore] = []
+        self._open: _Program | None = None
         self._arguments = ctypes.create_string_buffer(8 * _MAX_ARGUMENTS)
         self._single = _Program([(0, bytes(8), 0, 0)])
 
@@ -107,15 +108,27 @@ class Team:
             self.run(self._single)
 
     def run(self, program: _Program) -> None:
-        """Run a program to its end."""
+        """Run a program to its end, even if Ctrl-C strikes after the workers have begun."""
         with self._lock:
             workers = self.num_threads - 1
             if len(self._semaphores) < workers:
                 self._hire(workers)
-            self._start.call_with(self._address, program.launches, program.count, program.progress, workers)
-            if self._control[_ASLEEP]:
-                self._wake(workers)
+            self._close()
+            self._open = program  # alive for as long as workers may be inside
+            try:
+                self._start.call_with(
+                    self._address, program.launches, program.count, program.progress, workers
+                )
+                if self._control[_ASLEEP]:
+                    self._wake(workers)
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        """Take part in the program that is open, if one is, until it is done and the workers have left."""
+        if not self._control[_CLOSED]:
             self._finish.call_with(self._address)
+        self._open = None
 
     def _hire(self, workers: int) -> None:
         """Start the workers that are missing. They sleep until the first program wakes them."""
