@@ -28,7 +28,7 @@ else:
     play = ""
     for line in sys.stdin:
         play += f"ROMEO:\n{line.strip()}\n\nJULIET:\n"
-        for chunk in llm.stream(play, params.with_defaults(stop=("\n\n",))):
+        for chunk in llm.stream(play, params.with_changes(stop=("\n\n",))):
             print(chunk.text, end="", flush=True)
             play += chunk.text
         print()

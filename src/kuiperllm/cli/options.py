@@ -163,7 +163,7 @@ class SamplingOptions:
             SamplingError: a value is out of its range.
         """
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return defaults.with_defaults(**fallbacks | {k: v for k, v in given.items() if v is not None})
+        return defaults.with_changes(**fallbacks | {k: v for k, v in given.items() if v is not None})
 
 
 def with_option_groups(command: Command) -> Command:

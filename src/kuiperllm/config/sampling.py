@@ -91,6 +91,6 @@ class SamplingParams:
         """Whether the most likely token is always taken."""
         return self.temperature == 0.0
 
-    def with_defaults(self, **changes: Any) -> SamplingParams:
+    def with_changes(self, **changes: Any) -> SamplingParams:
         """A copy with some fields replaced."""
         return replace(self, **changes)
