@@ -22,12 +22,13 @@ from kuiperllm.core import Device, DType
 from kuiperllm.core.memory import out_of_memory
 from kuiperllm.engine.block_pool import BlockPool
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import Progress, kv_dtype, load_decoder, open_model
+from kuiperllm.engine.loading import Progress, kv_dtype, load_decoder, open_model, packed_weight_bytes
 from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
 from kuiperllm.engine.scheduler import Scheduler
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.errors import ContextLengthError, UsageError
+from kuiperllm.models import check_model
 
 _UNTIMED = 3  # tokens before decoding is timed: the prefill's, and two while the step is captured
 
@@ -92,9 +93,10 @@ class BenchModel:
         if isinstance(source, ModelConfig):
             stored = DType.bfloat16 if engine.dtype == "auto" else DType(engine.dtype)
             source = RandomCheckpoint(source, stored)
-            needed, memory = _random_weight_bytes(source.config, stored, engine), device.memory_info()
-            if needed > memory.free_bytes:  # a real checkpoint's tensors say so themselves
-                raise out_of_memory(str(device), needed, memory)
+            check_model(source.config, source, device)  # a random checkpoint has what was asked of it
+        needed, memory = packed_weight_bytes(source, engine), device.memory_info()
+        if needed > memory.free_bytes:
+            raise out_of_memory(str(device), needed, memory)
         started = time.perf_counter()
         self.decoder = load_decoder(source, engine, device, progress)
         self.load_s = time.perf_counter() - started
@@ -229,15 +231,6 @@ def _load(
         return BenchModel(config, engine, progress)
     with open_model(model) as checkpoint:
         return BenchModel(checkpoint, engine, progress)
-
-
-def _random_weight_bytes(config: ModelConfig, stored: DType, engine: EngineConfig) -> int:
-    """Memory that the matrices of a model of this shape take."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    layer = hidden * (2 * config.q_size + 2 * config.kv_size + 3 * inner)
-    tables = 1 if config.tie_word_embeddings else 2
-    weights = config.num_hidden_layers * layer + tables * config.vocab_size * hidden
-    return weights if engine.quant == "q8" else weights * stored.itemsize
 
 
 def peak_memory_bytes() -> int:

@@ -199,7 +199,7 @@ def plan_memory(checkpoint: Checkpoint, engine: EngineConfig, device: Device) ->
     trained = config.max_position_embeddings
     if engine.max_model_len is not None and engine.max_model_len > trained:
         log.warning("max_model_len=%d: the model states only %d positions", engine.max_model_len, trained)
-    weight_bytes = sum(_packed_bytes(info.dtype, info.shape, engine) for info in checkpoint.tensors.values())
+    weight_bytes = packed_weight_bytes(checkpoint, engine)
     per_token = bytes_per_token(config, kv_dtype(checkpoint, engine))
     memory = device.memory_info()
     room = memory.free_bytes - weight_bytes
@@ -211,6 +211,11 @@ def plan_memory(checkpoint: Checkpoint, engine: EngineConfig, device: Device) ->
         length = max(shortest, int(room * _KV_SHARE) // per_token)
         log.info("memory allows a context of %d of the model's %d tokens", length, trained)
     return MemoryPlan(weight_bytes, per_token, length, engine.max_num_seqs, memory.free_bytes)
+
+
+def packed_weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
+    """Memory that all tensors of a checkpoint will take once they are loaded."""
+    return sum(_packed_bytes(info.dtype, info.shape, engine) for info in checkpoint.tensors.values())
 
 
 def _packed_bytes(stored: str, shape: tuple[int, ...], engine: EngineConfig) -> int:
