@@ -11,10 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from kuiperllm.core import Tensor
+from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.core.layout import extent
+from kuiperllm.ops.contract import ACTIVATIONS
 
 Arrays = Mapping[str, Any]
+
+ROUNDING = {DType.float16: 2.5e-3, DType.bfloat16: 2e-2}
+"""What results may be off by, relative to their size, where activations are rounded to 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,10 @@ class Case:
     atol: float = 1e-6
     """Results must match within rtol * |reference| + atol; integers exactly."""
     writes: tuple[str, ...] = ()
+    activations: tuple[str, ...] = ()
+    """The arguments that have the activations' type; where there are none, the type is float32."""
+    device_reference: bool = False
+    """Whether `reference` takes a keyword `device`, because devices round differently."""
     benchmark: bool = False
     """Whether this is a shape worth timing."""
 
@@ -48,13 +56,24 @@ class Case:
         name, package = self.function.__name__, self.function.__module__.rpartition(".")[2]
         return package if name.startswith("_") else name
 
-    def arguments(self, seed: int = 0) -> dict[str, Any]:
-        """The arguments as NumPy sees them; the same for the same seed."""
-        return dict(self.make(np.random.default_rng(seed)))
+    @property
+    def dtypes(self) -> tuple[DType, ...]:
+        """The types that its activations can have."""
+        return ACTIVATIONS if self.activations else (DType.float32,)
 
-    def expected(self, arguments: Arrays) -> tuple[np.ndarray[Any, Any], ...]:
-        """What the reference says."""
-        result = self.reference(**arguments)
+    def arguments(self, seed: int = 0, dtype: DType = DType.float32) -> dict[str, Any]:
+        """The arguments as NumPy sees them, activations rounded to `dtype`; the same for the same seed."""
+        made = dict(self.make(np.random.default_rng(seed)))
+        if dtype is not DType.float32:
+            made |= {name: _cast(made[name], dtype) for name in self.activations if name in made}
+        return made
+
+    def expected(self, arguments: Arrays, device: Device | str = "cpu") -> tuple[np.ndarray[Any, Any], ...]:
+        """What the reference says; it sees activations as float32, whatever they are rounded to."""
+        wide = {k: v.astype(np.float32) if k in self.activations else v for k, v in arguments.items()}
+        if self.device_reference:
+            wide["device"] = Device(device)
+        result = self.reference(**wide)
         return result if isinstance(result, tuple) else (result,)
 
     def run(self, tensors: Arrays) -> tuple[Tensor, ...]:
@@ -64,14 +83,37 @@ class Case:
         returned = returned if isinstance(returned, tuple) else (returned,)
         return (*changed, *(r for r in returned if r is not None and not any(r is c for c in changed)))
 
-    def compare(self, found: tuple[Tensor, ...], expected: tuple[np.ndarray[Any, Any], ...]) -> None:
-        """Raise AssertionError unless the results match."""
+    def compare(
+        self,
+        found: tuple[Tensor, ...],
+        expected: tuple[np.ndarray[Any, Any], ...],
+        dtype: DType = DType.float32,
+    ) -> None:
+        """Raise AssertionError unless the results match.
+
+        With float32 activations, within the case's tolerances. Others are rounded on the way: each result
+        must lie within `ROUNDING` times its size plus the root mean square of all.
+        """
         assert len(found) == len(expected), f"{len(found)} results, not {len(expected)}"
         for tensor, array in zip(found, expected, strict=True):
             if np.issubdtype(array.dtype, np.integer):
                 np.testing.assert_array_equal(tensor.numpy(), array)
-            else:
+            elif dtype is DType.float32:
                 np.testing.assert_allclose(tensor.numpy(), array, rtol=self.rtol, atol=self.atol)
+            else:
+                size = float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) if array.size else 0.0
+                rtol = ROUNDING[dtype]
+                np.testing.assert_allclose(
+                    tensor.numpy().astype(np.float32), array, rtol=rtol, atol=rtol * size + self.atol
+                )
+
+
+def _cast(array: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, Any]:
+    """The array in another type, with the same strides (in elements)."""
+    strides = tuple(stride // array.itemsize for stride in array.strides)
+    _, last = extent(array.shape, strides)
+    memory = as_strided(array, (last + 1,), (array.itemsize,)).astype(dtype.numpy)
+    return as_strided(memory, array.shape, tuple(stride * memory.itemsize for stride in strides))
 
 
 def to_tensors(arguments: Arrays, device: str = "cpu") -> dict[str, Any]:

@@ -10,12 +10,14 @@ from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.errors import DeviceError, DTypeError, ShapeError, UsageError
 
 _AXIS = re.compile(r"(\d*)([A-Za-z]*)")
+ACTIVATIONS = (DType.float32, DType.float16, DType.bfloat16)
+"""The types that activations may have; which of them a device's kernels take is the kernels' matter."""
 
 
 class _Argument:
-    """One operand of a contract: "T 2F", "... D", "S : int32", "V D : float32 bfloat16"."""
+    """One operand of a contract: "T 2F", "... D", "S : int32", "T D : activation"."""
 
-    __slots__ = ("axes", "dtypes", "leading", "name", "text", "written")
+    __slots__ = ("axes", "dtypes", "is_activation", "leading", "name", "text", "written")
 
     def __init__(self, name: str, text: str, written: bool) -> None:
         axes, _, dtypes = text.partition(":")
@@ -25,7 +27,9 @@ class _Argument:
         self.written = written
         self.leading = words[:1] == ["..."]
         self.axes = [_axis(word) for word in words[self.leading :]]
-        self.dtypes = tuple(DType.of(word) for word in dtypes.split()) or (DType.float32,)
+        self.is_activation = dtypes.strip() == "activation"
+        named = ACTIVATIONS if self.is_activation else tuple(DType.of(word) for word in dtypes.split())
+        self.dtypes: tuple[DType, ...] = named or (DType.float32,)
 
     def binds(self, shape: Sequence[int], sizes: dict[str, Any], origin: dict[str, str]) -> bool:
         """Whether the shape fits, given the sizes that letters have; letters without a size get one."""
@@ -57,7 +61,8 @@ class Contract:
 
     `Contract("silu_mul", gate_up="T 2F", out="T F")`: letters stand for sizes and mean the same in every
     operand, `2F` is twice F, a number is itself, `...` any leading axes, the same in every operand. Types
-    follow a colon (default: float32). All tensors live on one device. The elements along the last axis must
+    follow a colon (default: float32); all operands marked `activation` have one of `ACTIVATIONS`, the same
+    for all. All tensors live on one device. The elements along the last axis must
     be adjacent; other axes may have any strides.
 
     Args:
@@ -85,6 +90,7 @@ class Contract:
         sizes: dict[str, Any] = {"": 1}
         origin: dict[str, str] = {}
         first: Device | None = None
+        activation: DType | None = None
         for argument, tensor in zip(self.arguments, tensors, strict=True):
             if tensor is None:
                 continue
@@ -92,6 +98,11 @@ class Contract:
                 raise DTypeError(f"{self.op}: {argument.name} must be a Tensor, not {type(tensor).__name__}")
             if tensor.dtype not in argument.dtypes:
                 raise self._wrong_dtype(argument, tensor)
+            if argument.is_activation:
+                if activation is None:
+                    activation = tensor.dtype
+                elif tensor.dtype is not activation:
+                    raise self._mixed_dtypes(tensors)
             buffer, shape = tensor.buffer, tensor.shape
             if first is None:
                 first = buffer.device
@@ -108,6 +119,14 @@ class Contract:
     def _wrong_dtype(self, argument: _Argument, tensor: Tensor) -> DTypeError:
         allowed = " or ".join(str(dtype) for dtype in argument.dtypes)
         return DTypeError(f"{self.op}: {argument.name} is {tensor.dtype}; the contract is {allowed}")
+
+    def _mixed_dtypes(self, tensors: Sequence[Tensor | None]) -> DTypeError:
+        kinds = ", ".join(
+            f"{a.name} is {t.dtype}"
+            for a, t in zip(self.arguments, tensors, strict=True)
+            if t is not None and a.is_activation
+        )
+        return DTypeError(f"{self.op}: activations must be of one type: {kinds}")
 
     def _wrong_device(self, tensors: Sequence[Tensor | None]) -> DeviceError:
         places = ", ".join(

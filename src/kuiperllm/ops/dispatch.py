@@ -7,31 +7,40 @@ import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
 
-from kuiperllm.core import Device
+from kuiperllm.core import Device, DType
 from kuiperllm.errors import KernelError
 
 _OPS = "kuiperllm.ops"
 _BACKENDS = "kuiperllm.backends"
 
-_found: dict[tuple[str, str], ModuleType] = {}
+_found: dict[tuple[str, str, DType], ModuleType] = {}
 
 
-def implementation(op: str, device: Device) -> ModuleType:
+def implementation(op: str, device: Device, dtype: DType = DType.float32) -> ModuleType:
     """The module `kuiperllm.ops.<op>.<type of the device>`.
 
+    Args:
+        op: the operator.
+        device: where its operands live.
+        dtype: the type of its activations.
+
     Raises:
-        KernelError: the operator has no kernels for this device; the message lists those it has.
+        KernelError: the operator has no kernels for this device and type; the message lists those it has.
     """
-    module = _found.get((op, device.type))
-    return module if module is not None else _find(op, device)
+    module = _found.get((op, device.type, dtype))
+    return module if module is not None else _find(op, device, dtype)
 
 
-def _find(op: str, device: Device) -> ModuleType:
+def _find(op: str, device: Device, dtype: DType) -> ModuleType:
     candidates = _candidates(op)
     if device.type not in candidates:
         raise no_kernel(op, str(device), dict.fromkeys(candidates, f"operands are on {device}"))
     module = importlib.import_module(f"{_OPS}.{op}.{device.type}")
-    _found[op, device.type] = module
+    taken: tuple[DType, ...] = getattr(module, "DTYPES", (DType.float32,))
+    if dtype not in taken:
+        why = f"takes {' or '.join(str(kind) for kind in taken)}, not {dtype}"
+        raise no_kernel(op, f"{device} with {dtype} activations", {device.type: why})
+    _found[op, device.type, dtype] = module
     return module
 
 

@@ -12,26 +12,26 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 
-CONTRACT = Contract("add", x="T D", y="T D", out="T D")
+CONTRACT = Contract("add", x="T D : activation", y="T D : activation", out="T D : activation")
 
 
 def add(x: Tensor, y: Tensor, *, out: Tensor | None = None) -> Tensor:
     """x + y, element by element.
 
     Args:
-        x: float32 [T, D].
-        y: float32 [T, D].
-        out: float32 [T, D], where the sum goes; may be `x` or `y` (default: a new tensor).
+        x: [T, D].
+        y: [T, D].
+        out: [T, D], where the sum goes; may be `x` or `y` (default: a new tensor).
 
     Raises:
         ShapeError: the shapes differ.
-        DTypeError: a tensor is not float32.
+        DTypeError: the tensors are not of one floating-point type.
         DeviceError: the tensors live on different devices.
     """
     CONTRACT.check(x, y, out)
     if out is None:
         out = Tensor.empty(x.shape, x.dtype, x.device)
-    implementation("add", x.device).add(x, y, out)
+    implementation("add", x.device, x.dtype).add(x, y, out)
     return out
 
 
@@ -50,9 +50,12 @@ def _inputs(tokens: int, width: int, padding: int = 0) -> Any:
 
 
 CASES = [
-    Case("one", add, reference, _inputs(1, 1)),
-    Case("odd", add, reference, _inputs(3, 37)),
-    Case("strided", add, reference, _inputs(5, 50, 7)),
-    Case("decode", add, reference, _inputs(1, 2048), benchmark=True),
-    Case("prefill", add, reference, _inputs(512, 2048), benchmark=True),
+    Case(name, add, reference, inputs, activations=("x", "y"), benchmark=benchmark)
+    for name, inputs, benchmark in (
+        ("one", _inputs(1, 1), False),
+        ("odd", _inputs(3, 37), False),
+        ("strided", _inputs(5, 50, 7), False),
+        ("decode", _inputs(1, 2048), True),
+        ("prefill", _inputs(512, 2048), True),
+    )
 ]

@@ -19,13 +19,15 @@ __all__ = ["CASES", "CONTRACT", "Batch", "LayerCache", "attention", "reference",
 
 CONTRACT = Contract(
     "attention",
-    q="T H d",
+    q="T H d : activation",
     block_table="S B : int32",
     query_start_loc="L : int32",
     seq_lens="S : int32",
-    out="T H d",
+    out="T H d : activation",
 )
-WRITE_CONTRACT = Contract("write_kv", writes=(), k="T K d", v="T K d", slot_mapping="T : int64")
+WRITE_CONTRACT = Contract(
+    "write_kv", writes=(), k="T K d : activation", v="T K d : activation", slot_mapping="T : int64"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,14 +46,17 @@ class Batch:
     """int32 [S]: tokens in the cache plus tokens of this pass."""
     max_query_len: int
     """The most tokens of this pass that any sequence has."""
+    is_captured_step: bool = False
+    """Whether the pass is a graph of its own, so that all it is told here, and the keys and values of earlier
+    tokens, are in memory before its first kernel starts. Kernels may then read them ahead."""
 
 
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> None:
     """Put keys and values into the cache.
 
     Args:
-        k: float32 [T, K, d].
-        v: float32 [T, K, d].
+        k: [T, K, d].
+        v: [T, K, d].
         cache: of K heads of d.
         slot_mapping: int64 [T], see `LayerCache`; a token with a negative slot is left out.
 
@@ -64,7 +69,7 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> N
             f"write_kv: k {list(k.shape)} does not fit a cache of {cache.num_kv_heads} heads of "
             f"{cache.head_dim}"
         )
-    implementation("attention", k.device).write_kv(k, v, cache, slot_mapping)
+    implementation("attention", k.device, k.dtype).write_kv(k, v, cache, slot_mapping)
 
 
 def attention(
@@ -77,11 +82,11 @@ def attention(
     2022), in float32.
 
     Args:
-        q: float32 [T, H, d], rotated.
+        q: [T, H, d], rotated.
         cache: holds keys and values of all tokens up to and including those of this pass.
         batch: the sequences.
         scale: usually 1 / sqrt(d).
-        out: float32 [T, H, d] (default: a new tensor).
+        out: [T, H, d] (default: a new tensor).
 
     Raises:
         ShapeError: the shapes do not match, or H is not a multiple of K.
@@ -96,7 +101,7 @@ def attention(
         )
     if sizes["L"] != sizes["S"] + 1:
         raise ShapeError(f"attention: query_start_loc has {sizes['L']} entries for {sizes['S']} sequences")
-    implementation("attention", q.device).attention(q, cache, batch, scale, out)
+    implementation("attention", q.device, q.dtype).attention(q, cache, batch, scale, out)
     return out
 
 
@@ -196,7 +201,9 @@ def _case(
             "dtype": dtype,
         }
 
-    return Case(f"{name}-{dtype}", _paged, _reference, make, rtol=2e-5, atol=2e-5)
+    return Case(
+        f"{name}-{dtype}", _paged, _reference, make, rtol=2e-5, atol=2e-5, activations=("q", "k", "v")
+    )
 
 
 CASES = [

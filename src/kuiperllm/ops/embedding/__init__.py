@@ -15,11 +15,13 @@ from kuiperllm.ops.dispatch import implementation
 from kuiperllm.ops.linear import LinearWeight, Rows
 from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
 
-CONTRACT = Contract("embedding", ids="T : int32", out="T D")
+CONTRACT = Contract("embedding", ids="T : int32", out="T D : activation")
 
 
-def embedding(ids: Tensor, table: LinearWeight, *, out: Tensor | None = None) -> Tensor:
-    """Row `ids[t]` of the table, as float32, for each t.
+def embedding(
+    ids: Tensor, table: LinearWeight, *, dtype: DType = DType.float32, out: Tensor | None = None
+) -> Tensor:
+    """Row `ids[t]` of the table for each t.
 
     The table is a `LinearWeight`, so that a model whose output layer shares its weights with the embedding
     keeps them once.
@@ -27,7 +29,8 @@ def embedding(ids: Tensor, table: LinearWeight, *, out: Tensor | None = None) ->
     Args:
         ids: int32 [T], each 0 <= id < V; the row of any other id is zeros.
         table: [V, D].
-        out: float32 [T, D] (default: a new tensor).
+        dtype: of the result.
+        out: [T, D] (default: a new tensor).
 
     Raises:
         ShapeError: the shapes do not match.
@@ -35,11 +38,11 @@ def embedding(ids: Tensor, table: LinearWeight, *, out: Tensor | None = None) ->
         DeviceError: ids and table live on different devices.
     """
     if out is None:
-        out = Tensor.empty((*ids.shape, table.in_features), DType.float32, ids.device)
+        out = Tensor.empty((*ids.shape, table.in_features), dtype, ids.device)
     CONTRACT.check(ids, out)
     if table.device is not ids.device:
         raise DeviceError(f"embedding: ids are on {ids.device}, the table is on {table.device}")
-    implementation("embedding", ids.device).embedding(ids, table, out)
+    implementation("embedding", ids.device, out.dtype).embedding(ids, table, out)
     return out
 
 

@@ -17,7 +17,7 @@ from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
 
 __all__ = ["CASES", "CONTRACT", "FORMATS", "LinearWeight", "Rows", "linear", "reference"]
 
-CONTRACT = Contract("linear", x="T K", out="T N")
+CONTRACT = Contract("linear", x="T K : activation", out="T N : activation")
 
 
 def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumulate: bool = False) -> Tensor:
@@ -29,14 +29,14 @@ def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumu
     bfloat16 weights (AVX512_BF16). Sums are float32.
 
     Args:
-        x: float32 [T, K].
+        x: [T, K].
         weight: [N, K] in any of `FORMATS`.
-        out: float32 [T, N], where the result goes (default: a new tensor). Must not overlap `x`.
+        out: [T, N], where the result goes (default: a new tensor). Must not overlap `x`.
         accumulate: add the result to what `out` holds.
 
     Raises:
         ShapeError: the shapes do not match.
-        DTypeError: x is not float32.
+        DTypeError: x and out are not of one floating-point type.
         DeviceError: x and the weights live on different devices.
     """
     if out is None:
@@ -50,7 +50,7 @@ def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumu
         )
     if weight.device is not x.device:
         raise DeviceError(f"linear: x is on {x.device}, the weights are on {weight.device}")
-    implementation("linear", x.device).linear(x, weight, out, accumulate)
+    implementation("linear", x.device, x.dtype).linear(x, weight, out, accumulate)
     return out
 
 
@@ -96,10 +96,15 @@ def _on_rows(
 
 
 def _reference(
-    x: NDArray[Any], rows: Rows, bias: NDArray[Any] | None = None, out: NDArray[Any] | None = None
+    x: NDArray[Any],
+    rows: Rows,
+    bias: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None,
+    *,
+    device: Device,
 ) -> NDArray[Any]:
     format = "q8" if isinstance(rows, Q8Tensor) else rows.dtype.name
-    rounding = implementation("linear", Device("cpu")).rounding(format, *x.shape)
+    rounding = implementation("linear", device).rounding(format, *x.shape)
     product = reference(x, rows, bias, rounding=rounding)
     return product if out is None else np.add(product, out)
 
@@ -124,7 +129,17 @@ def _inputs(
 
 def _case(name: str, *shape: Any, benchmark: bool = False, **options: Any) -> Case:
     make = _inputs(*shape, **options)
-    return Case(name, _on_rows, _reference, make, rtol=1e-5, atol=2e-5, benchmark=benchmark)
+    return Case(
+        name,
+        _on_rows,
+        _reference,
+        make,
+        rtol=1e-5,
+        atol=2e-5,
+        activations=("x", "out"),
+        device_reference=True,
+        benchmark=benchmark,
+    )
 
 
 CASES = [

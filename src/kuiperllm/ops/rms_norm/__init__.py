@@ -12,9 +12,14 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 
-CONTRACT = Contract("rms_norm", x="... D", weight="D", out="... D")
+CONTRACT = Contract("rms_norm", x="... D : activation", weight="D", out="... D : activation")
 ADD_CONTRACT = Contract(
-    "add_rms_norm", writes=("residual", "out"), residual="T D", x="T D", weight="D", out="T D"
+    "add_rms_norm",
+    writes=("residual", "out"),
+    residual="T D : activation",
+    x="T D : activation",
+    weight="D",
+    out="T D : activation",
 )
 
 
@@ -22,21 +27,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
     """x / sqrt(mean(x²) + eps) * weight, with the mean over each row.
 
     Args:
-        x: float32 [T, D], or [T, H, d] to normalize each head by itself; rows may be strided, as the heads
+        x: [T, D], or [T, H, d] to normalize each head by itself; rows may be strided, as the heads
             of a fused query-key-value tensor are.
         weight: float32 [D], or [d].
         eps: is added to the mean square, above or equal 0.
-        out: float32 of the shape of `x`, where the result goes; may be `x` (default: a new tensor).
+        out: of the shape and type of `x`, where the result goes; may be `x` (default: a new tensor).
 
     Raises:
         ShapeError: the shapes contradict the contract, or x has more than three axes.
-        DTypeError: a tensor is not float32.
+        DTypeError: the weight is not float32, or the others are not of one floating-point type.
         DeviceError: the tensors live on different devices.
     """
     CONTRACT.check(x, weight, out)
     if out is None:
         out = Tensor.empty(x.shape, x.dtype, x.device)
-    implementation("rms_norm", x.device).rms_norm(x, weight, eps, out)
+    implementation("rms_norm", x.device, x.dtype).rms_norm(x, weight, eps, out)
     return out
 
 
@@ -46,21 +51,21 @@ def add_rms_norm(
     """Add `x` to `residual` in place, and normalize the sum: rms_norm(residual + x).
 
     Args:
-        residual: float32 [T, D], becomes residual + x.
-        x: float32 [T, D].
+        residual: [T, D], becomes residual + x.
+        x: [T, D].
         weight: float32 [D].
         eps: as for `rms_norm`.
-        out: float32 [T, D], where the normalized sum goes; may be `x` (default: a new tensor).
+        out: [T, D], where the normalized sum goes; may be `x` (default: a new tensor).
 
     Raises:
         ShapeError: the shapes contradict the contract.
-        DTypeError: a tensor is not float32.
+        DTypeError: the weight is not float32, or the others are not of one floating-point type.
         DeviceError: the tensors live on different devices.
     """
     ADD_CONTRACT.check(residual, x, weight, out)
     if out is None:
         out = Tensor.empty(x.shape, x.dtype, x.device)
-    implementation("rms_norm", x.device).add_rms_norm(residual, x, weight, eps, out)
+    implementation("rms_norm", x.device, x.dtype).add_rms_norm(residual, x, weight, eps, out)
     return out
 
 
@@ -109,17 +114,30 @@ def _with_residual(make_x: Any) -> Any:
 
 
 CASES = [
-    Case("one", rms_norm, reference, _inputs(1, 1)),
-    Case("odd", rms_norm, reference, _inputs(3, 37)),
-    Case("strided", rms_norm, reference, _inputs(5, 70, padding=3)),
-    Case("heads", rms_norm, reference, _heads(3, 4, 40)),
-    Case("tiny", rms_norm, reference, _inputs(2, 48, scale=1e-4)),
-    Case("decode", rms_norm, reference, _inputs(1, 2048), benchmark=True),
-    Case("prefill", rms_norm, reference, _inputs(512, 2048), benchmark=True),
-    Case("qk-decode", rms_norm, reference, _heads(1, 16, 128), benchmark=True),
-    Case("qk-prefill", rms_norm, reference, _heads(512, 16, 128), benchmark=True),
     *(
-        Case(name, add_rms_norm, add_reference, _with_residual(x), writes=("residual",), benchmark=benchmark)
+        Case(name, rms_norm, reference, x, activations=("x",), benchmark=benchmark)
+        for name, x, benchmark in (
+            ("one", _inputs(1, 1), False),
+            ("odd", _inputs(3, 37), False),
+            ("strided", _inputs(5, 70, padding=3), False),
+            ("heads", _heads(3, 4, 40), False),
+            ("tiny", _inputs(2, 48, scale=1e-4), False),
+            ("decode", _inputs(1, 2048), True),
+            ("prefill", _inputs(512, 2048), True),
+            ("qk-decode", _heads(1, 16, 128), True),
+            ("qk-prefill", _heads(512, 16, 128), True),
+        )
+    ),
+    *(
+        Case(
+            name,
+            add_rms_norm,
+            add_reference,
+            _with_residual(x),
+            writes=("residual",),
+            activations=("residual", "x"),
+            benchmark=benchmark,
+        )
         for name, x, benchmark in (
             ("odd", _inputs(3, 37), False),
             ("strided", _inputs(5, 70, padding=3), False),

@@ -12,7 +12,7 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 
-CONTRACT = Contract("rope", writes=("x",), x="T H 2h", positions="T : int32", cos_sin="P 2h")
+CONTRACT = Contract("rope", writes=("x",), x="T H 2h : activation", positions="T : int32", cos_sin="P 2h")
 
 
 def rope(x: Tensor, positions: Tensor, cos_sin: Tensor, *, interleaved: bool = False) -> Tensor:
@@ -22,7 +22,7 @@ def rope(x: Tensor, positions: Tensor, cos_sin: Tensor, *, interleaved: bool = F
     Face checkpoints, or (2i, 2i + 1) if `interleaved`, that of Meta's and llama2.c's.
 
     Args:
-        x: float32 [T, H, d] with d = 2h; tokens and heads may be strided, as in a fused query-key-value
+        x: [T, H, d] with d = 2h; tokens and heads may be strided, as in a fused query-key-value
             tensor.
         positions: int32 [T], each from 0 to P - 1. Others are taken for the nearest of these, so that a
             wrong position gives a wrong result but never reads outside the table.
@@ -38,7 +38,7 @@ def rope(x: Tensor, positions: Tensor, cos_sin: Tensor, *, interleaved: bool = F
         DeviceError: the tensors live on different devices.
     """
     CONTRACT.check(x, positions, cos_sin)
-    implementation("rope", x.device).rope(x, positions, cos_sin, interleaved)
+    implementation("rope", x.device, x.dtype).rope(x, positions, cos_sin, interleaved)
     return x
 
 
@@ -78,10 +78,13 @@ def _inputs(tokens: int, heads: int, head_dim: int, interleaved: bool = False, f
 
 
 CASES = [
-    Case("smallest", rope, reference, _inputs(1, 1, 2), writes=("x",)),
-    Case("odd-half", rope, reference, _inputs(3, 2, 46), writes=("x",)),
-    Case("fused", rope, reference, _inputs(5, 3, 64, fused=70), writes=("x",)),
-    Case("interleaved", rope, reference, _inputs(5, 3, 46, True, fused=7), writes=("x",)),
-    Case("decode", rope, reference, _inputs(1, 40, 64, fused=512), writes=("x",), benchmark=True),
-    Case("prefill", rope, reference, _inputs(512, 40, 64, fused=512), writes=("x",), benchmark=True),
+    Case(name, rope, reference, inputs, writes=("x",), activations=("x",), benchmark=benchmark)
+    for name, inputs, benchmark in (
+        ("smallest", _inputs(1, 1, 2), False),
+        ("odd-half", _inputs(3, 2, 46), False),
+        ("fused", _inputs(5, 3, 64, fused=70), False),
+        ("interleaved", _inputs(5, 3, 46, True, fused=7), False),
+        ("decode", _inputs(1, 40, 64, fused=512), True),
+        ("prefill", _inputs(512, 40, 64, fused=512), True),
+    )
 ]

@@ -12,25 +12,25 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 
-CONTRACT = Contract("silu_mul", gate_up="T 2F", out="T F")
+CONTRACT = Contract("silu_mul", gate_up="T 2F : activation", out="T F : activation")
 
 
 def silu_mul(gate_up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """silu(gate) * up, with silu(g) = g / (1 + e**-g).
 
     Args:
-        gate_up: float32 [T, 2F]: F columns of gate, then F columns of up.
-        out: float32 [T, F], where the result goes (default: a new tensor).
+        gate_up: [T, 2F]: F columns of gate, then F columns of up.
+        out: [T, F], where the result goes (default: a new tensor).
 
     Raises:
         ShapeError: the shapes contradict the contract.
-        DTypeError: a tensor is not float32.
+        DTypeError: the tensors are not of one floating-point type.
         DeviceError: the tensors live on different devices.
     """
     sizes = CONTRACT.check(gate_up, out)
     if out is None:
         out = Tensor.empty((sizes["T"], sizes["F"]), gate_up.dtype, gate_up.device)
-    implementation("silu_mul", gate_up.device).silu_mul(gate_up, out)
+    implementation("silu_mul", gate_up.device, gate_up.dtype).silu_mul(gate_up, out)
     return out
 
 
@@ -50,11 +50,14 @@ def _inputs(tokens: int, width: int, padding: int = 0, scale: float = 3.0) -> An
 
 
 CASES = [
-    Case("one", silu_mul, reference, _inputs(1, 1)),
-    Case("odd", silu_mul, reference, _inputs(3, 37)),
-    Case("strided", silu_mul, reference, _inputs(5, 50, 7)),
-    Case("large-values", silu_mul, reference, _inputs(2, 100, scale=60.0)),
-    Case("several-blocks", silu_mul, reference, _inputs(3, 5003)),
-    Case("decode", silu_mul, reference, _inputs(1, 8192), benchmark=True),
-    Case("prefill", silu_mul, reference, _inputs(512, 8192), benchmark=True),
+    Case(name, silu_mul, reference, inputs, activations=("gate_up",), benchmark=benchmark)
+    for name, inputs, benchmark in (
+        ("one", _inputs(1, 1), False),
+        ("odd", _inputs(3, 37), False),
+        ("strided", _inputs(5, 50, 7), False),
+        ("large-values", _inputs(2, 100, scale=60.0), False),
+        ("several-blocks", _inputs(3, 5003), False),
+        ("decode", _inputs(1, 8192), True),
+        ("prefill", _inputs(512, 8192), True),
+    )
 ]
