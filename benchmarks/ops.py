@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kuiperllm.core import Device, Tensor
-from kuiperllm.ops.cases import Case, all_cases, to_tensors
+from kuiperllm.ops.cases import Case, all_cases
 from machine import OtherLoad, processor
 
 CALLS_PER_GRAPH = 8
@@ -58,7 +58,7 @@ def seconds_per_call(call: object, device: Device) -> float:
 
 
 def measure(case: Case, device: Device, bandwidth: float) -> Result:
-    tensors = to_tensors(case.arguments(), str(device))
+    tensors = case.tensors(case.arguments(), device)
     found = case.run(tensors)
     touched = {id(t): t.nbytes for t in (*tensors.values(), *found) if isinstance(t, Tensor)}
     nbytes = sum(touched.values()) + sum(tensors[name].nbytes for name in case.writes)

@@ -6,7 +6,7 @@ import pytest
 
 from kuiperllm.backends.cpu.team import num_threads, set_num_threads
 from kuiperllm.core import Device, Tensor
-from kuiperllm.ops.cases import Case, all_cases, to_tensors
+from kuiperllm.ops.cases import Case, all_cases
 
 CASES = [pytest.param(case, id=case.id) for case in all_cases()]
 
@@ -22,13 +22,13 @@ def threads(request: pytest.FixtureRequest):
 @pytest.mark.parametrize("case", CASES)
 def test_values(case: Case, threads: int) -> None:
     arguments = case.arguments()
-    case.compare(case.run(to_tensors(arguments)), case.expected(arguments))
+    case.compare(case.run(case.tensors(arguments)), case.expected(arguments))
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_replayed_from_a_graph(case: Case) -> None:
     arguments = case.arguments()
-    tensors = to_tensors(arguments)
+    tensors = case.tensors(arguments)
     with Device("cpu").capture() as graph:
         found = case.run(tensors)
     given = [t for t in tensors.values() if isinstance(t, Tensor)]

@@ -17,7 +17,7 @@ RUN_CASES = """
 import sys
 from kuiperllm.backends.cpu.features import target
 from kuiperllm.backends.cpu.team import set_num_threads
-from kuiperllm.ops.cases import all_cases, to_tensors
+from kuiperllm.ops.cases import all_cases
 import simd_checks
 
 assert target().level == sys.argv[1]
@@ -28,7 +28,7 @@ count = 0
 for case in all_cases():
     arguments = case.arguments()
     try:
-        case.compare(case.run(to_tensors(arguments)), case.expected(arguments))
+        case.compare(case.run(case.tensors(arguments)), case.expected(arguments))
     except Exception as error:
         raise SystemExit(f"{case.id}: {error}")
     count += 1

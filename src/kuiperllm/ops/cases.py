@@ -40,6 +40,9 @@ class Case:
     writes: tuple[str, ...] = ()
     activations: tuple[str, ...] = ()
     """The arguments that have the activations' type; where there are none, the type is float32."""
+    prepare: Callable[..., dict[str, Any]] | None = None
+    """Turns the arguments, as tensors, into those of `function`: what is made once and used often, such as
+    packed weights. Those named in `writes` stay what they are."""
     device_reference: bool = False
     """Whether `reference` takes a keyword `device`, because devices round differently."""
     benchmark: bool = False
@@ -52,9 +55,8 @@ class Case:
 
     @property
     def op(self) -> str:
-        """The operator's name: its function's or, if that is a private wrapper, its package's."""
-        name, package = self.function.__name__, self.function.__module__.rpartition(".")[2]
-        return package if name.startswith("_") else name
+        """The operator's name."""
+        return self.function.__name__
 
     @property
     def dtypes(self) -> tuple[DType, ...]:
@@ -75,6 +77,14 @@ class Case:
             wide["device"] = Device(device)
         result = self.reference(**wide)
         return result if isinstance(result, tuple) else (result,)
+
+    def tensors(self, arguments: Arrays, device: Device | str = "cpu") -> dict[str, Any]:
+        """What `run` takes: the arguments on a device, prepared and in place."""
+        made = to_tensors(arguments, device)
+        if self.prepare is not None:
+            made = self.prepare(**made)
+            Device(device).synchronize()
+        return made
 
     def run(self, tensors: Arrays) -> tuple[Tensor, ...]:
         """Call the operator; what it changed and returned, as `expected` orders it."""
@@ -116,12 +126,12 @@ def _cast(array: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, Any]:
     return as_strided(memory, array.shape, tuple(stride * memory.itemsize for stride in strides))
 
 
-def to_tensors(arguments: Arrays, device: str = "cpu") -> dict[str, Any]:
+def to_tensors(arguments: Arrays, device: Device | str = "cpu") -> dict[str, Any]:
     """Copies of the arrays on a device, with the same strides; other arguments stay what they are."""
     return {k: _to_tensor(v, device) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
 
 
-def _to_tensor(array: np.ndarray[Any, Any], device: str) -> Tensor:
+def _to_tensor(array: np.ndarray[Any, Any], device: Device | str) -> Tensor:
     strides = tuple(stride // array.itemsize for stride in array.strides)
     first, last = extent(array.shape, strides)
     assert first == 0, "cases have no negative strides"

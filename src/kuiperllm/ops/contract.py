@@ -110,7 +110,7 @@ class Contract:
                 raise self._wrong_device(tensors)
             if not argument.binds(shape, sizes, origin):
                 raise self._wrong_shape(argument, tensor, sizes, origin)
-            if shape and tensor.strides[-1] != 1 and shape[-1] > 1:
+            if shape and tensor.strides[-1] != 1 and shape[-1] > 1 and 0 not in shape:
                 raise self._wrong_strides(argument, tensor)
             if argument.written and not buffer.writable:
                 raise UsageError(f"{self.op}: {argument.name} is written to but read-only; clone() it first")

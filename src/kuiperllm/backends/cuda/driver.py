@@ -2,7 +2,7 @@
 
 `Driver` is the interface; `nvidia.py` answers it with `cuda.core` and `cuda.bindings`. Everything above works
 with plain integers: addresses, and handles of streams, events, graphs, modules and functions. That keeps the
-rest of the back end independent of the binding library, and lets tests run every kernel on a processor instead.
+rest of the back end independent of the binding library, and lets tests run every kernel on a processor.
 """
 
 from __future__ import annotations

@@ -130,21 +130,31 @@ def reference(
     return out
 
 
-def _paged(
-    q: Tensor,
+def paged(
     k: Tensor,
     v: Tensor,
     query_lens: list[int],
     seq_lens: list[int],
-    scale: float,
     block_size: int,
-    dtype: str,
-) -> Tensor:
-    """`write_kv` and `attention` on sequences whose blocks are dealt out in a scrambled order."""
+    dtype: DType,
+    *,
+    written: list[int] | None = None,
+) -> tuple[LayerCache, Batch]:
+    """A cache whose blocks are dealt out to sequences in a scrambled order, for cases.
+
+    Args:
+        k: keys to write, [sum of `written`, K, d].
+        v: values to write.
+        query_lens: tokens of each sequence that a pass is for.
+        seq_lens: tokens of each sequence, those included.
+        block_size: tokens in a block.
+        dtype: of the cache.
+        written: how many of each sequence's tokens `k` and `v` hold (default: all).
+    """
     kv_heads, head_dim = k.shape[1:]
     blocks = [-(-n // block_size) for n in seq_lens]
     order = np.random.default_rng(1).permutation(sum(blocks) + 3).astype(np.int32)
-    cache = LayerCache.empty(len(order), block_size, kv_heads, head_dim, DType(dtype), q.device)
+    cache = LayerCache.empty(len(order), block_size, kv_heads, head_dim, dtype, k.device)
     table = np.zeros((len(seq_lens), max(blocks)), np.int32)
     slots, used = [], 0
     for s, (count, length) in enumerate(zip(blocks, seq_lens, strict=True)):
@@ -154,20 +164,35 @@ def _paged(
         used += count
 
     def put(values: Any, kind: Any) -> Tensor:
-        return Tensor.from_numpy(np.asarray(values, kind)).to(q.device)
+        return Tensor.from_numpy(np.asarray(values, kind)).to(k.device)
 
-    write_kv(k, v, cache, put(np.concatenate(slots), np.int64))
+    first = [own[:count] for own, count in zip(slots, written or seq_lens, strict=True)]
+    write_kv(k, v, cache, put(np.concatenate(first), np.int64))
+    last = [own[length - new :] for own, length, new in zip(slots, seq_lens, query_lens, strict=True)]
     starts = np.concatenate([[0], np.cumsum(query_lens)])
     positions = np.concatenate([np.arange(n - m, n) for m, n in zip(query_lens, seq_lens, strict=True)])
-    batch = Batch(
+    return cache, Batch(
         positions=put(positions, np.int32),
-        slot_mapping=put(np.zeros(len(positions)), np.int64),
+        slot_mapping=put(np.concatenate(last), np.int64),
         block_table=put(table, np.int32),
         query_start_loc=put(starts, np.int32),
         seq_lens=put(seq_lens, np.int32),
         max_query_len=max(query_lens),
     )
-    return attention(q, cache, batch, scale)
+
+
+def _prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    query_lens: list[int],
+    seq_lens: list[int],
+    scale: float,
+    block_size: int,
+    dtype: str,
+) -> dict[str, Any]:
+    cache, batch = paged(k, v, query_lens, seq_lens, block_size, DType(dtype))
+    return {"q": q, "cache": cache, "batch": batch, "scale": scale}
 
 
 def _reference(
@@ -202,7 +227,14 @@ def _case(
         }
 
     return Case(
-        f"{name}-{dtype}", _paged, _reference, make, rtol=2e-5, atol=2e-5, activations=("q", "k", "v")
+        f"{name}-{dtype}",
+        attention,
+        _reference,
+        make,
+        rtol=2e-5,
+        atol=2e-5,
+        activations=("q", "k", "v"),
+        prepare=_prepare,
     )
 
 

@@ -12,7 +12,7 @@ from kuiperllm.errors import DeviceError
 from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
-from kuiperllm.ops.linear import LinearWeight, Rows
+from kuiperllm.ops.linear import LinearWeight, Rows, pack
 from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
 
 CONTRACT = Contract("embedding", ids="T : int32", out="T D : activation")
@@ -54,9 +54,8 @@ def reference(ids: NDArray[Any], table: Rows) -> NDArray[Any]:
     return rows
 
 
-def _on_rows(ids: Tensor, table: Tensor | Q8Tensor) -> Tensor:
-    rows = table if isinstance(table, Q8Tensor) else table.numpy()
-    return embedding(ids, LinearWeight.pack(rows, device=ids.device))
+def _prepare(ids: Tensor, table: Tensor | Q8Tensor) -> dict[str, Any]:
+    return {"ids": ids, "table": pack(table, None, ids.device)}
 
 
 def _inputs(tokens: int, vocab: int, width: int, format: str, group: int = 0) -> Any:
@@ -70,12 +69,18 @@ def _inputs(tokens: int, vocab: int, width: int, format: str, group: int = 0) ->
 
 CASES = [
     *(
-        Case(f"{format}-{tokens}x{vocab}x{width}", _on_rows, reference, _inputs(tokens, vocab, width, format))
+        Case(
+            f"{format}-{tokens}x{vocab}x{width}",
+            embedding,
+            reference,
+            _inputs(tokens, vocab, width, format),
+            prepare=_prepare,
+        )
         for format in ("float32", "float16", "bfloat16")
         for tokens, vocab, width in ((1, 1, 1), (9, 37, 33), (40, 16, 64))
     ),
     *(
-        Case(f"q8-g{group}", _on_rows, reference, _inputs(40, 37, 256, "float16", group))
+        Case(f"q8-g{group}", embedding, reference, _inputs(40, 37, 256, "float16", group), prepare=_prepare)
         for group in (32, 64, 128)
     ),
 ]

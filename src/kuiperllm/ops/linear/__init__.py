@@ -83,16 +83,19 @@ def round_to_groups(x: NDArray[Any], group_size: int) -> NDArray[Any]:
     return rounded.reshape(x.shape)
 
 
-def _on_rows(
-    x: Tensor, rows: Tensor | Q8Tensor, bias: Tensor | None = None, out: Tensor | None = None
-) -> Tensor:
-    """`linear` on weights as a checkpoint holds them; adds to `out` if there is one."""
-    weight = LinearWeight.pack(
+def pack(rows: Tensor | Q8Tensor, bias: Tensor | None, device: Device) -> LinearWeight:
+    """Weights of a case, as a checkpoint holds them, laid out for a device."""
+    return LinearWeight.pack(
         rows if isinstance(rows, Q8Tensor) else rows.numpy(),
         None if bias is None else bias.numpy(),
-        device=x.device,
+        device=device,
     )
-    return linear(x, weight, out=out, accumulate=out is not None)
+
+
+def _prepare(
+    x: Tensor, rows: Tensor | Q8Tensor, bias: Tensor | None = None, out: Tensor | None = None
+) -> dict[str, Any]:
+    return {"x": x, "weight": pack(rows, bias, x.device), "out": out, "accumulate": out is not None}
 
 
 def _reference(
@@ -131,12 +134,14 @@ def _case(name: str, *shape: Any, benchmark: bool = False, **options: Any) -> Ca
     make = _inputs(*shape, **options)
     return Case(
         name,
-        _on_rows,
+        linear,
         _reference,
         make,
         rtol=1e-5,
         atol=2e-5,
+        writes=("out",) if options.get("add") else (),
         activations=("x", "out"),
+        prepare=_prepare,
         device_reference=True,
         benchmark=benchmark,
     )

@@ -1,0 +1,146 @@
+"""A linear layer on normalized input, in one pass where the device can."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.errors import DeviceError, ShapeError
+from kuiperllm.ops.cases import Case
+from kuiperllm.ops.contract import Contract
+from kuiperllm.ops.dispatch import implementation
+from kuiperllm.ops.linear import LinearWeight, Rows, pack
+from kuiperllm.ops.linear import reference as linear_reference
+from kuiperllm.ops.rms_norm import reference as norm_reference
+from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+
+CONTRACT = Contract(
+    "norm_linear",
+    x="T K : activation",
+    norm_weight="K",
+    out="T N : float32 float16 bfloat16",
+)
+
+
+def norm_linear(
+    x: Tensor,
+    norm_weight: Tensor,
+    eps: float,
+    weight: LinearWeight,
+    *,
+    dtype: DType | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """linear(rms_norm(x)): a projection at the head of a layer, or the logits.
+
+    Args:
+        x: [T, K].
+        norm_weight: float32 [K].
+        eps: as for `rms_norm`.
+        weight: [N, K], see `linear`.
+        dtype: of the result: that of x (default) or float32.
+        out: [T, N], where the result goes (default: a new tensor).
+
+    Raises:
+        ShapeError: the shapes do not match.
+        DTypeError: a tensor has another type than stated.
+        KernelError: `out` is neither of x's type nor float32.
+        DeviceError: the operands live on different devices.
+    """
+    if out is None:
+        out = Tensor.empty((x.shape[0], weight.out_features), dtype or x.dtype, x.device)
+    sizes = CONTRACT.check(x, norm_weight, out)
+    check_weight("norm_linear", weight, x, sizes["K"], sizes["N"])
+    implementation("norm_linear", x.device, x.dtype).norm_linear(x, norm_weight, eps, weight, out)
+    return out
+
+
+def check_weight(op: str, weight: LinearWeight, x: Tensor, columns: int, rows: int) -> None:
+    """Refuse weights that are not [rows, columns], or not where x is.
+
+    Raises:
+        ShapeError: they have another shape.
+        DeviceError: they live elsewhere.
+    """
+    if (weight.out_features, weight.in_features) != (rows, columns):
+        raise ShapeError(
+            f"{op}: x {list(x.shape)} and a result of {rows} columns do not fit weights "
+            f"[{weight.out_features}, {weight.in_features}]"
+        )
+    if weight.device is not x.device:
+        raise DeviceError(f"{op}: x is on {x.device}, the weights are on {weight.device}")
+
+
+def reference(
+    x: NDArray[Any],
+    norm_weight: NDArray[Any],
+    eps: float,
+    rows: Rows,
+    bias: NDArray[Any] | None = None,
+    *,
+    device: Device,
+) -> NDArray[Any]:
+    """Norm, then product, as the device rounds in between."""
+    format = "q8" if isinstance(rows, Q8Tensor) else rows.dtype.name
+    rounding = implementation("linear", device).rounding(format, *x.shape)
+    return linear_reference(norm_reference(x, norm_weight, eps), rows, bias, rounding=rounding)
+
+
+def prepare(
+    x: Tensor, norm_weight: Tensor, eps: float, rows: Tensor | Q8Tensor, bias: Tensor | None = None
+) -> dict[str, Any]:
+    """The arguments of a case with its weights packed."""
+    return {"x": x, "norm_weight": norm_weight, "eps": eps, "weight": pack(rows, bias, x.device)}
+
+
+def inputs(tokens: int, n: int, k: int, format: str, *, group: int = 0, bias: bool = False) -> Any:
+    """Arguments of a case; `group`: int8 groups of that size."""
+
+    def make(rng: np.random.Generator) -> dict[str, Any]:
+        w = rng.standard_normal((n, k), np.float32) / np.float32(np.sqrt(k))
+        made: dict[str, Any] = {
+            "x": rng.standard_normal((tokens, k), np.float32),
+            "norm_weight": rng.uniform(0.5, 1.5, k).astype(np.float32),
+            "eps": 1e-5,
+            "rows": quantize_q8(w, group) if group else w.astype(DType(format).numpy),
+        }
+        if bias:
+            made["bias"] = rng.standard_normal(n, np.float32)
+        return made
+
+    return make
+
+
+SHAPES = (
+    ("float32", 0, 1, 40, 64, True),
+    ("float32", 0, 7, 34, 33, False),
+    ("float32", 0, 20, 66, 96, True),
+    ("float16", 0, 1, 130, 256, False),
+    ("float16", 0, 12, 48, 128, True),
+    ("bfloat16", 0, 1, 300, 512, True),
+    ("bfloat16", 0, 3, 72, 896, False),
+    ("bfloat16", 0, 8, 32, 1024, True),
+    ("bfloat16", 0, 37, 96, 192, False),
+    ("q8", 32, 1, 64, 256, True),
+    ("q8", 64, 5, 48, 384, False),
+    ("q8", 128, 19, 80, 256, True),
+)
+"""Format, group size, tokens, N (even), K and bias of the cases."""
+
+CASES = [
+    Case(
+        f"{format}-{tokens}x{n}x{k}",
+        norm_linear,
+        reference,
+        inputs(tokens, n, k, format if group == 0 else "float16", group=group, bias=bias),
+        rtol=1e-5,
+        atol=3e-5,
+        activations=("x",),
+        prepare=prepare,
+        device_reference=True,
+    )
+    for format, group, tokens, n, k, bias in SHAPES
+]
