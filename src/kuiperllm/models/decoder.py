@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kuiperllm.config import ModelConfig
-from kuiperllm.core import Tensor
+from kuiperllm.core import DType, Tensor
 from kuiperllm.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SelfAttention, SwiGLU, WeightLoader
 from kuiperllm.ops.attention import Batch, LayerCache
+from kuiperllm.ops.linear import activation_dtype
 
 
 class DecoderLayer:
@@ -25,17 +26,24 @@ class DecoderLayer:
         qk_norm: bool,
     ) -> None:
         hidden, eps = config.hidden_size, config.rms_norm_eps
-        self.input_layernorm = RMSNorm(weights, f"{name}.input_layernorm", hidden, eps)
+        norm = RMSNorm(weights, f"{name}.input_layernorm", hidden, eps)
         self.self_attn = SelfAttention(
-            config, weights, f"{name}.self_attn", rotary, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm
+            config,
+            weights,
+            f"{name}.self_attn",
+            norm,
+            rotary,
+            qkv_bias=qkv_bias,
+            o_bias=o_bias,
+            qk_norm=qk_norm,
         )
-        self.post_attention_layernorm = RMSNorm(weights, f"{name}.post_attention_layernorm", hidden, eps)
-        self.mlp = SwiGLU(config, weights, f"{name}.mlp", bias=config.mlp_bias)
+        norm = RMSNorm(weights, f"{name}.post_attention_layernorm", hidden, eps)
+        self.mlp = SwiGLU(config, weights, f"{name}.mlp", norm, bias=config.mlp_bias)
 
     def __call__(self, residual: Tensor, cache: LayerCache, batch: Batch) -> None:
         """Update the residual stream [T, D] in place."""
-        self.self_attn(self.input_layernorm(residual), residual, cache, batch)
-        self.mlp(self.post_attention_layernorm(residual), residual)
+        self.self_attn(residual, cache, batch)
+        self.mlp(residual)
 
 
 class Decoder:
@@ -79,6 +87,8 @@ class Decoder:
         self.norm = RMSNorm(weights, "model.norm", hidden, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = Linear(table) if tied else Linear.load(weights, ["lm_head"], [vocab], hidden)
+        self.dtype = activation_dtype(self.layers[0].self_attn.qkv_proj.weight)
+        """Type of the activations."""
         self.weight_bytes = weights.packed_bytes
         """Memory that all weights take."""
         self.bytes_per_token = self.weight_bytes - (0 if tied else table.nbytes)
@@ -92,15 +102,15 @@ class Decoder:
             caches: keys and values of each layer; those of these tokens are added.
             batch: which tokens belong to which sequence, and where their keys and values go.
         """
-        residual = self.embed_tokens(input_ids)  # [T, D]
+        residual = self.embed_tokens(input_ids, self.dtype)  # [T, D]
         for layer, cache in zip(self.layers, caches, strict=True):
             layer(residual, cache, batch)
         return residual
 
     def logits(self, residual: Tensor, batch: Batch) -> Tensor:
-        """Logits [S, V] for what follows the last token of each sequence."""
+        """Logits, float32 [S, V], for what follows the last token of each sequence."""
         last = _last_tokens(residual, batch)  # [S, D]
-        return self.lm_head(self.norm(last))  # [S, V]
+        return self.lm_head.of_norm(last, self.norm, DType.float32)  # [S, V]
 
 
 def _last_tokens(residual: Tensor, batch: Batch) -> Tensor:

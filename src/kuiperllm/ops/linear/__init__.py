@@ -15,7 +15,7 @@ from kuiperllm.ops.dispatch import implementation
 from kuiperllm.ops.linear.weight import FORMATS, LinearWeight, Rows
 from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
 
-__all__ = ["CASES", "CONTRACT", "FORMATS", "LinearWeight", "Rows", "linear", "reference"]
+__all__ = ["CASES", "CONTRACT", "FORMATS", "LinearWeight", "Rows", "activation_dtype", "linear", "reference"]
 
 CONTRACT = Contract("linear", x="T K : activation", out="T N : activation")
 
@@ -52,6 +52,12 @@ def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumu
         raise DeviceError(f"linear: x is on {x.device}, the weights are on {weight.device}")
     implementation("linear", x.device, x.dtype).linear(x, weight, out, accumulate)
     return out
+
+
+def activation_dtype(weight: LinearWeight) -> DType:
+    """The type of activations that the kernels of the weights' device take fastest."""
+    kind: DType = implementation("linear", weight.device).activation_dtype(weight.format)
+    return kind
 
 
 def reference(

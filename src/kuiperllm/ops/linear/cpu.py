@@ -51,6 +51,11 @@ def rounding(format: str, tokens: int, k: int) -> str | None:
     return "int8" if format == "q8" else None
 
 
+def activation_dtype(format: str) -> DType:
+    """float32: the CPU's vectors are as wide as its memory is fast."""
+    return DType.float32
+
+
 # --- int8 groups ------------------------------------------------------------------------------------------
 
 
