@@ -124,6 +124,18 @@ DEVICE void store_matrices_transposed(unsigned row, unsigned a, unsigned b, unsi
 DEVICE void store_matrices_transposed(unsigned row, unsigned a, unsigned b) {
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(row), "r"(a), "r"(b) : "memory");
 }
+// 16 bytes, a word.
+DEVICE float4 load_shared(unsigned shared) {
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(shared) : "memory");
+    return v;
+}
+DEVICE unsigned load_shared_word(unsigned shared) {
+    unsigned v;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(shared) : "memory");
+    return v;
+}
+DEVICE void store_shared_word(unsigned shared, unsigned v) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(shared), "r"(v) : "memory"); }
 // Move a block's registers between its warpgroups: those that only copy keep N, those that multiply get N each thread.
 template <int N> DEVICE void shrink_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
 template <int N> DEVICE void grow_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
