@@ -150,20 +150,17 @@ class WeightLoader:
     def _pieces(
         names: Sequence[str], parts: list[Weight], weight: LinearWeight
     ) -> Iterator[tuple[str, Rows]]:
-        """Whose rows, and the rows in the weight's format, in pieces of whole blocks of 16."""
+        """Whose rows, and the rows as `write_rows` takes them: a multiple of 16 unless they are the last."""
         if any(part.shape[0] % 16 for part in parts[:-1]):
             names, parts = [", ".join(names)], [_stacked(parts)]
         for name, part in zip(names, parts, strict=True):
-            rows, columns = part.shape
-            step = max(16, _PIECE_BYTES // (4 * columns) // 16 * 16)
-            for first in range(0, rows, step):
+            if not isinstance(part, Q8Tensor) or part.group_size == weight.group_size:
+                yield name, part
+                continue
+            step = max(16, _PIECE_BYTES // (4 * part.shape[1]) // 16 * 16)
+            for first in range(0, part.shape[0], step):
                 piece = slice(first, first + step)
-                if isinstance(part, Q8Tensor):
-                    stored = Q8Tensor(part.values[piece], part.scales[piece])
-                    same = weight.format == "q8" and stored.group_size == weight.group_size
-                    yield name, stored if same else _convert(stored.dequantize(), weight)
-                else:
-                    yield name, _convert(part[piece], weight)
+                yield name, Q8Tensor(part.values[piece], part.scales[piece]).dequantize()
 
     def _float(self, name: str) -> NDArray[Any]:
         return _floats(self.checkpoint.load(name))
@@ -206,8 +203,3 @@ def _stacked(parts: list[Weight]) -> Weight:
 
 def _floats(stored: Weight) -> NDArray[Any]:
     return stored.dequantize() if isinstance(stored, Q8Tensor) else stored
-
-
-def _convert(rows: NDArray[Any], weight: LinearWeight) -> NDArray[Any]:
-    """Rows as `write_rows` takes them: of the weight's type, or any that it can round to int8 groups."""
-    return rows if weight.format == "q8" else rows.astype(DType(weight.format).numpy, copy=False)

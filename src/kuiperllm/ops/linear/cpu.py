@@ -12,13 +12,13 @@ from kuiperllm.backends.cpu.features import target
 from kuiperllm.backends.cpu.jit import Kernel
 from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
-from kuiperllm.errors import CheckpointError, UnsupportedError
-from kuiperllm.ops.linear.weight import LinearWeight, Rows
+from kuiperllm.ops.linear.weight import LinearWeight, Rows, check_rounded
 from kuiperllm.quant.q8 import Q8Tensor
 
 _MODULE = "kuiperllm.ops.linear.cpu_kernel"
 _FLOAT_FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
 _SLICE_BYTES = 8192  # of a row of W that a pass over x works on: 32 rows of it fit the second-level cache
+_PIECE_BYTES = 8 << 20  # of rows, in float32, that are laid out at a time
 _OFFSET_128 = int(np.uint32(0x80808080).view(np.int32))
 
 
@@ -243,11 +243,24 @@ def packed_sizes(format: str, n: int, k: int, group: int) -> tuple[int, int, int
 
 
 def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
-    """Lay out rows `first` and on; see `LinearWeight.write_rows`."""
-    if weight.format == "q8" and not isinstance(rows, Q8Tensor):
-        _quantize_rows_of(weight, first, rows)
-        return
-    values = rows.values if isinstance(rows, Q8Tensor) else rows
+    """Lay out rows `first` and on; see `LinearWeight.write_rows`.
+
+    They are laid out piece by piece, because a piece may have to be copied or converted first.
+    """
+    n, k = rows.shape
+    step = max(16, _PIECE_BYTES // (4 * k) // 16 * 16)
+    for start in range(0, n, step):
+        part = slice(start, start + step)
+        if isinstance(rows, Q8Tensor):
+            _pack_rows(weight, first + start, rows.values[part])
+            _write_scales(weight, first + start, rows.scales[part])
+        elif weight.format == "q8":
+            _quantize_rows_of(weight, first + start, rows[part])
+        else:
+            _pack_rows(weight, first + start, rows[part].astype(DType(weight.format).numpy, copy=False))
+
+
+def _pack_rows(weight: LinearWeight, first: int, values: NDArray[Any]) -> None:
     n, k = values.shape
     if weight.format == "bfloat16" and k % 2:
         values = np.pad(values.view(np.uint16), ((0, 0), (0, 1)))
@@ -259,8 +272,6 @@ def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
     else:
         flip = _OFFSET_128 if weight.format == "q8" else 0
         launch(_PACK_WORDS, source, packed, n, row_bytes // 4, flip, items=(n + 15) // 16)
-    if isinstance(rows, Q8Tensor):
-        _write_scales(weight, first, rows)
 
 
 def _quantize_rows_of(weight: LinearWeight, first: int, rows: NDArray[Any]) -> None:
@@ -276,20 +287,13 @@ def _quantize_rows_of(weight: LinearWeight, first: int, rows: NDArray[Any]) -> N
         *(scratch, failed, n, k),
         items=(n + 15) // 16,
     )
-    if failed.item() == 1:
-        raise CheckpointError(
-            "a weight is NaN or infinite; the checkpoint is damaged and cannot be quantized"
-        )
-    if failed.item() == 2:
-        raise UnsupportedError(
-            "a weight is too large for int8 groups, whose scale is float16; run without quantization"
-        )
+    check_rounded(int(failed.item()))
 
 
-def _write_scales(weight: LinearWeight, first: int, rows: Q8Tensor) -> None:
+def _write_scales(weight: LinearWeight, first: int, stored: NDArray[Any]) -> None:
     assert weight.scales is not None
-    n, groups = rows.scales.shape
-    scales = np.ascontiguousarray(rows.scales, weight.scales.dtype.numpy)
+    n, groups = stored.shape
+    scales = np.ascontiguousarray(stored, weight.scales.dtype.numpy)
     packed = weight.scales[first * groups :]
     if weight.scales.dtype is DType.float16:
         launch(_PACK_HALVES, Tensor.from_numpy(scales), packed, n, groups, items=(n + 15) // 16)

@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuiperllm.core import Device, DType, Tensor
-from kuiperllm.errors import DTypeError, ShapeError
+from kuiperllm.errors import CheckpointError, DTypeError, ShapeError, UnsupportedError
 from kuiperllm.ops.dispatch import implementation
 from kuiperllm.quant.q8 import Q8Tensor
 
 Rows = NDArray[Any] | Q8Tensor
 """Rows of a weight matrix as a checkpoint holds them: floating point [n, K], or int8 groups."""
 
-FORMATS = ("float32", "float16", "bfloat16", "q8")
+_FLOATS = ("float32", "float16", "bfloat16")
+FORMATS = (*_FLOATS, "q8")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,18 +106,18 @@ class LinearWeight:
 
         Args:
             first: number of the first of them; a multiple of 16.
-            rows: in this weight's format, or floating point, which int8 groups with float16 scales round
-                to themselves. Their number is a multiple of 16 unless they are the last.
+            rows: floating point of any type, which is converted, or rounded to int8 groups with float16
+                scales; or int8 groups of this weight's size. Their number is a multiple of 16 unless they
+                are the last.
 
         Raises:
             ShapeError: the rows do not fit.
-            DTypeError: the rows are of another format.
-            CheckpointError: a weight to be rounded is NaN or infinite.
-            UnsupportedError: a weight to be rounded is too large.
+            DTypeError: the rows cannot be brought into this weight's format.
+            CheckpointError: a weight to be rounded to int8 is NaN or infinite.
+            UnsupportedError: a weight to be rounded to int8 is too large.
         """
         found = "q8" if isinstance(rows, Q8Tensor) else rows.dtype.name
-        rounds = self.scales is not None and self.scales.dtype is DType.float16 and found in FORMATS[:3]
-        if found != self.format and not rounds:
+        if not self._takes(found):
             raise DTypeError(f"linear: cannot write {found} rows to {self.format} weights")
         count, columns = rows.shape
         after = first + count
@@ -132,6 +133,12 @@ class LinearWeight:
                 f"linear: groups of {rows.group_size} do not fit weights in groups of {self.group_size}"
             )
         implementation("linear", self.device).write_rows(self, first, rows)
+
+    def _takes(self, format: str) -> bool:
+        """Whether rows of a format can be written."""
+        if self.scales is None:
+            return format in _FLOATS
+        return format == "q8" or (format in _FLOATS and self.scales.dtype is DType.float16)
 
     def write_bias(self, first: int, bias: NDArray[Any]) -> None:
         """Set the biases of rows `first` and on.
@@ -158,4 +165,24 @@ class LinearWeight:
         groups = f", groups of {self.group_size}" if self.format == "q8" else ""
         return (
             f"LinearWeight([{self.out_features}, {self.in_features}], {self.format}{groups}, {self.device})"
+        )
+
+
+def check_rounded(failed: int) -> None:
+    """Say what kept a kernel from rounding weights to int8 groups.
+
+    Args:
+        failed: 0: nothing. 1: a weight is NaN or infinite. 2: one is too large for a float16 scale.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
+        UnsupportedError: a weight is too large.
+    """
+    if failed == 1:
+        raise CheckpointError(
+            "a weight is NaN or infinite; the checkpoint is damaged and cannot be quantized"
+        )
+    if failed == 2:
+        raise UnsupportedError(
+            "a weight is too large for int8 groups, whose scale is float16; run without quantization"
         )
