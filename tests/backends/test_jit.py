@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import kuiperllm
+from kuiperllm.backends import kernel_cache
 from kuiperllm.backends.cpu import jit
 from kuiperllm.backends.cpu.jit import Kernel
 from kuiperllm.backends.cpu.team import launch
@@ -137,7 +138,7 @@ def test_callbacks_hear_of_compilations(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("KUIPER_CACHE_DIR", str(tmp_path))
     settings.cache_clear()
     heard: list[str] = []
-    monkeypatch.setattr(jit, "on_compile", [heard.append])
+    monkeypatch.setattr(kernel_cache, "on_compile", [heard.append])
     assert run_count_items(Kernel("simd_kernels", "count_items", FACTOR=7)) == [7, 7, 7]
     assert heard == ["count_items"]
     monkeypatch.undo()

@@ -18,7 +18,7 @@ class Result:
     @property
     def said(self) -> list[str]:
         """Lines on stderr, without the one about compiling, which depends on what ran before."""
-        return [line for line in self.err.splitlines() if not line.startswith("compiling CPU kernels")]
+        return [line for line in self.err.splitlines() if not line.startswith("compiling kernels")]
 
     def refused(self) -> str:
         """The one line of an error; nothing else was printed."""

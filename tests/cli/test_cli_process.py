@@ -188,7 +188,7 @@ def test_closed_streams_are_survived(kernel_cache: Path) -> None:
 def test_an_empty_cache_says_that_it_compiles_in_one_line(process: Run, tmp_path: Path) -> None:
     environment = os.environ | {"KUIPER_CACHE_DIR": str(tmp_path)}
     first = process("doctor", "--json", env=environment)
-    assert first.err == "compiling CPU kernels for this processor (first run only) ...\n"
+    assert first.err == "compiling kernels for this machine (first run only) ...\n"
     second = process("doctor", "--json", env=environment)
     assert second.err == ""
     assert json.loads(second.out)["can_run"] is True

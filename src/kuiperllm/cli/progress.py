@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 _PATIENCE_S = 0.3  # what is done sooner needs no bar, and the bar's library takes a tenth of a second to load
-_COMPILING = "compiling CPU kernels for this processor (first run only) ..."
+_COMPILING = "compiling kernels for this machine (first run only) ..."
 
 
 class Reporter:
@@ -33,17 +33,17 @@ class Reporter:
         self._compiled = 0
 
     def __enter__(self) -> Self:
-        from kuiperllm.backends.cpu import jit
+        from kuiperllm.backends import kernel_cache
 
-        jit.on_compile.append(self.compiling)
+        kernel_cache.on_compile.append(self.compiling)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        from kuiperllm.backends.cpu import jit
+        from kuiperllm.backends import kernel_cache
 
-        jit.on_compile.remove(self.compiling)
+        kernel_cache.on_compile.remove(self.compiling)
         self.clear()
 
     def advance(self, what: str, done: int, total: int) -> None:

@@ -6,8 +6,7 @@ the work items `begin <= i < end`. Numba turns it into LLVM code, LLVM into an o
 versions and target. A later process maps the object with llvmlite alone: it does not import Numba, and a
 kernel is ready in about a millisecond. This mirrors the CUDA back end, where NVRTC makes cubins.
 
-Cache entries carry a checksum, are written under a temporary name and renamed, and are named by their key,
-so any number of processes may fill the cache at once, and a damaged entry is simply built again.
+`kernel_cache.py` says what entries survive.
 """
 
 from __future__ import annotations
@@ -17,25 +16,21 @@ import hashlib
 import importlib
 import importlib.metadata
 import logging
-import os
 import re
 import struct
 import sys
-import tempfile
 import threading
-from collections.abc import Callable
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
+from kuiperllm.backends import kernel_cache
 from kuiperllm.backends.cpu.features import Target, target
+from kuiperllm.backends.kernel_cache import Entry
 from kuiperllm.config import settings
 from kuiperllm.errors import KernelError
 
 log = logging.getLogger(__name__)
-
-_MAGIC = b"KUIPEROBJ1"
-_HEADER = struct.Struct("<10s32s32sHI")  # magic, SHA-256 of the rest, symbol-safe digest, format length, size
 
 # What compiled code may call: LLVM lowers fills and copies to these. Anything else would be unresolved when
 # the object is loaded without Numba, and LLVM ends the process over that.
@@ -52,9 +47,6 @@ _SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_i
 _RESULT = ctypes.addressof(_RESULT_MEMORY := ctypes.create_string_buffer(64))  # void, written and ignored
 
 _compile_lock = threading.Lock()
-
-on_compile: list[Callable[[str], None]] = []
-"""Called with a kernel's name before it is compiled, so that a front end can say why it takes a moment."""
 
 
 class Kernel:
@@ -131,17 +123,16 @@ def _cached_object(kernel: Kernel) -> tuple[str, str, bytes]:
     digest = _key(kernel, target())
     symbol = f"kuiper_{kernel.name}_{digest[:16]}"
     path = cache_dir() / f"{kernel.name}-{digest[:32]}.o"
-    entry = _read_entry(path, digest)
+    entry = kernel_cache.read_entry(path, digest)
     if entry is not None:
         return symbol, *entry
-    for callback in on_compile:
-        callback(kernel.name)
+    kernel_cache.announce(kernel.name)
     log.info("compiling %s for %s (%s)", kernel, target().level, target().cpu)
     with _compile_lock:
         from kuiperllm.backends.cpu.compiler import compile_kernel
 
         slots, code = compile_kernel(kernel.module, kernel.name, kernel.parameters, symbol, target())
-    _write_entry(path, digest, slots, code)
+    kernel_cache.write_entry(path, digest, Entry(slots, code))
     return symbol, slots, code
 
 
@@ -175,39 +166,6 @@ def _source_digest(module: str) -> str:
 def _toolchain() -> tuple[str, ...]:
     versions = (importlib.metadata.version(name) for name in ("numba", "llvmlite"))
     return (sys.implementation.cache_tag, sys.platform, *versions)
-
-
-def _read_entry(path: Path, digest: str) -> tuple[str, bytes] | None:
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return None
-    if len(raw) < _HEADER.size:
-        return None
-    magic, checksum, key, slots_size, code_size = _HEADER.unpack_from(raw)
-    body = raw[_HEADER.size :]
-    if magic != _MAGIC or key != bytes.fromhex(digest) or len(body) != slots_size + code_size:
-        return None
-    if hashlib.sha256(body).digest() != checksum:
-        return None
-    return body[:slots_size].decode("ascii"), body[slots_size:]
-
-
-def _write_entry(path: Path, digest: str, slots: str, code: bytes) -> None:
-    body = slots.encode("ascii") + code
-    header = _HEADER.pack(_MAGIC, hashlib.sha256(body).digest(), bytes.fromhex(digest), len(slots), len(code))
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(header + body)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:  # a read-only or full cache costs time, not correctness
-        log.warning("cannot keep compiled kernels in %s: %s", path.parent, error.strerror)
 
 
 # --- loading ----------------------------------------------------------------------------------------------
