@@ -55,6 +55,7 @@ CASES = [
         ("one", _inputs(1, 1), False),
         ("odd", _inputs(3, 37), False),
         ("strided", _inputs(5, 50, 7), False),
+        ("several-blocks", _inputs(2, 4104, 8), False),
         ("decode", _inputs(1, 2048), True),
         ("prefill", _inputs(512, 2048), True),
     )

@@ -29,7 +29,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
     Args:
         x: [T, D], or [T, H, d] to normalize each head by itself; rows may be strided, as the heads
             of a fused query-key-value tensor are.
-        weight: float32 [D], or [d].
+        weight: float32 [D], or [d]. A GPU takes it for a constant and reads it while earlier kernels still
+            run: `synchronize()` the device first if one of them makes it.
         eps: is added to the mean square, above or equal 0.
         out: of the shape and type of `x`, where the result goes; may be `x` (default: a new tensor).
 
@@ -53,7 +54,7 @@ def add_rms_norm(
     Args:
         residual: [T, D], becomes residual + x.
         x: [T, D].
-        weight: float32 [D].
+        weight: float32 [D]; as for `rms_norm`.
         eps: as for `rms_norm`.
         out: [T, D], where the normalized sum goes; may be `x` (default: a new tensor).
 
@@ -122,6 +123,9 @@ CASES = [
             ("strided", _inputs(5, 70, padding=3), False),
             ("heads", _heads(3, 4, 40), False),
             ("tiny", _inputs(2, 48, scale=1e-4), False),
+            ("narrow", _inputs(5, 96), False),
+            ("wide", _inputs(2, 8200, padding=8), False),
+            ("wide-odd", _inputs(2, 1031), False),
             ("decode", _inputs(1, 2048), True),
             ("prefill", _inputs(512, 2048), True),
             ("qk-decode", _heads(1, 16, 128), True),
@@ -141,6 +145,8 @@ CASES = [
         for name, x, benchmark in (
             ("odd", _inputs(3, 37), False),
             ("strided", _inputs(5, 70, padding=3), False),
+            ("narrow", _inputs(5, 96), False),
+            ("wide", _inputs(2, 8200, padding=8), False),
             ("decode", _inputs(1, 2048), True),
             ("prefill", _inputs(512, 2048), True),
         )

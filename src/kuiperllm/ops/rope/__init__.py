@@ -83,7 +83,9 @@ CASES = [
         ("smallest", _inputs(1, 1, 2), False),
         ("odd-half", _inputs(3, 2, 46), False),
         ("fused", _inputs(5, 3, 64, fused=70), False),
+        ("vectors", _inputs(5, 3, 64, fused=64), False),
         ("interleaved", _inputs(5, 3, 46, True, fused=7), False),
+        ("interleaved-vectors", _inputs(5, 3, 64, True, fused=64), False),
         ("decode", _inputs(1, 40, 64, fused=512), True),
         ("prefill", _inputs(512, 40, 64, fused=512), True),
     )

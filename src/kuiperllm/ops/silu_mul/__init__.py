@@ -57,6 +57,7 @@ CASES = [
         ("strided", _inputs(5, 50, 7), False),
         ("large-values", _inputs(2, 100, scale=60.0), False),
         ("several-blocks", _inputs(3, 5003), False),
+        ("several-blocks-of-vectors", _inputs(2, 4104, 8), False),
         ("decode", _inputs(1, 8192), True),
         ("prefill", _inputs(512, 8192), True),
     )

@@ -56,6 +56,7 @@ CASES = [
     Case("one", softmax, reference, _inputs(1, 1)),
     Case("odd", softmax, reference, _inputs(3, 37)),
     Case("strided", softmax, reference, _inputs(5, 70, 3)),
+    Case("several-blocks", softmax, reference, _inputs(2, 9001, 2)),
     Case("large-values", softmax, reference, _inputs(4, 200, scale=1e30)),
     Case("vocabulary", softmax, reference, _inputs(2, 151_936), atol=1e-9, rtol=1e-5, benchmark=True),
 ]

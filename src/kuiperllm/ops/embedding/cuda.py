@@ -1,0 +1,50 @@
+"""Launches the CUDA kernels of `embedding`."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from kuiperllm.backends.cuda.launch import Kernel, launch
+from kuiperllm.backends.cuda.rows import grid, vector_width
+from kuiperllm.core import DType, Tensor
+from kuiperllm.ops.contract import ACTIVATIONS
+from kuiperllm.ops.linear import LinearWeight
+from kuiperllm.ops.linear.cuda_weights import row_bytes
+
+DTYPES = ACTIVATIONS
+
+_SOURCE = Path(__file__).with_name("cuda.cu")
+_BLOCK = 128
+_WIDTH = 8
+
+
+def embedding(ids: Tensor, table: LinearWeight, out: Tensor) -> None:
+    """Unpack one row for each id; threads write eight elements, or one where rows are not made of eights."""
+    (tokens,), width = ids.shape, table.in_features
+    vectors = vector_width(width, DType.bfloat16, out) == _WIDTH and table.group_size % _WIDTH == 0
+    step = _WIDTH if vectors else 1
+    blocks = grid(-(-width // step), tokens, _BLOCK)
+    if table.scales is not None:
+        launch(
+            _q8(table.scales.dtype, out.dtype, step), blocks, _BLOCK,
+            ids, table.data, table.scales, out,
+            tokens, table.out_features, width, table.group_size, out.strides[0],
+        )  # fmt: skip
+    else:
+        stored = DType(table.format)
+        stride = row_bytes(table.format, width) // stored.itemsize
+        launch(
+            _float(stored, out.dtype, step), blocks, _BLOCK,
+            ids, table.data, out, tokens, table.out_features, width, stride, out.strides[0],
+        )  # fmt: skip
+
+
+@cache
+def _float(stored: DType, dtype: DType, step: int) -> Kernel:
+    return Kernel(_SOURCE, "embedding_float", S=stored, T=dtype, WIDTH=step)
+
+
+@cache
+def _q8(scale: DType, dtype: DType, step: int) -> Kernel:
+    return Kernel(_SOURCE, "embedding_q8", SCALE=scale, T=dtype, WIDTH=step)
