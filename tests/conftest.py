@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
 from kuiperllm.config import settings
+from kuiperllm.core import Device
+from kuiperllm.errors import DeviceError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 
@@ -45,3 +49,45 @@ def interruptible() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@lru_cache(maxsize=1)
+def real_gpu() -> Device | None:
+    """The first GPU of this machine; None if there is none that can be used."""
+    try:
+        return Device("cuda:0")
+    except (DeviceError, ImportError):
+        return None
+
+
+@pytest.fixture(autouse=True)
+def _gpu_for_marked_tests(request: pytest.FixtureRequest) -> None:
+    """Skip what needs a real GPU where there is none."""
+    if request.node.get_closest_marker("gpu") is not None and real_gpu() is None:
+        pytest.skip("no GPU")
+
+
+@pytest.fixture
+def cuda(kernel_cache: Path) -> Iterator[Device]:
+    """The device "cuda:0": the GPU of this machine, or else one emulated on the processor."""
+    gpu = real_gpu()
+    if gpu is not None:
+        yield gpu
+        return
+    import emulation
+
+    if emulation.gxx() is None:
+        pytest.skip("neither a GPU nor g++ to emulate one")
+    yield emulation.install()
+    emulation.uninstall()
+
+
+@pytest.fixture
+def emulated_cuda(kernel_cache: Path) -> Iterator[Device]:
+    """The emulated device, whether or not there is a GPU."""
+    import emulation
+
+    if emulation.gxx() is None:
+        pytest.skip("no g++ to emulate a GPU with")
+    yield emulation.install()
+    emulation.uninstall()

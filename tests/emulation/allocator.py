@@ -39,5 +39,5 @@ class GuardedAllocator(Allocator):
         assert isinstance(lease, _Lease)
         guarded = _GuardedLease(lease.block, lease.returned, self._driver, nbytes)
         lease.returned = deque()  # from now on the other one returns the block
-        self._driver.guard(guarded.address, nbytes)
+        self._driver.guard(guarded.address, nbytes, tensor=True)
         return Buffer(guarded, guarded.address, nbytes, self.device)

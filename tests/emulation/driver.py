@@ -87,6 +87,10 @@ class EmulatedDriver(Driver):
         self.chip = chip
         self.seed = 0
         """The order in which threads run: 0 is the plain one, any other number a random one."""
+        self.overlaps = True
+        """Whether kernels start while those in front may still run, as far as values can tell."""
+        self.max_seconds = 120
+        """Processor time that a kernel may take."""
         self._runtime = _load_runtime()
         self._lock = threading.RLock()
         self._handles = itertools.count(1)
@@ -120,17 +124,37 @@ class EmulatedDriver(Driver):
         return self.chip.total_bytes - self._used, self.chip.total_bytes
 
     def copy(self, dst: int, src: int, nbytes: int, stream: int) -> None:
-        self._queue(stream, lambda: ctypes.memmove(dst, src, nbytes))
+        self._queue(stream, lambda: self._move(dst, src, nbytes))
 
     def fill(self, address: int, byte: int, nbytes: int, stream: int) -> None:
-        self._queue(stream, lambda: ctypes.memset(address, byte, nbytes))
+        self._queue(stream, lambda: self._set(address, byte, nbytes))
 
-    def guard(self, address: int, nbytes: int) -> None:
-        """Watch `RED_BYTES` before and after a piece of memory from now on, and make its content NaN."""
+    # Copies, fills and graphs wait for all kernels in front of them.
+
+    def _move(self, dst: int, src: int, nbytes: int) -> None:
+        self._drain()
+        ctypes.memmove(dst, src, nbytes)
+
+    def _set(self, address: int, byte: int, nbytes: int) -> None:
+        self._drain()
+        ctypes.memset(address, byte, nbytes)
+
+    def _drain(self) -> None:
+        with self._lock:
+            self._runtime.emulated_drain()
+
+    def guard(self, address: int, nbytes: int, *, tensor: bool = False) -> None:
+        """Watch `RED_BYTES` before and after a piece of memory from now on, and make its content NaN.
+
+        Args:
+            address: where it starts.
+            nbytes: how long it is.
+            tensor: kernels are given it: until they wait for the kernel in front, what that wrote is hidden.
+        """
         with self._lock:
             self._unguard_all()
             ctypes.memset(address, 0xFF, nbytes)
-            self._runtime.emulated_guard(address, nbytes)
+            self._runtime.emulated_guard(address, nbytes, tensor)
 
     def unguard(self, address: int, nbytes: int) -> None:
         """Watch it no longer; what it held becomes NaN before the next launch. Finalizers may call this."""
@@ -171,6 +195,7 @@ class EmulatedDriver(Driver):
     def synchronize_stream(self, stream: int) -> None:
         if self._get(stream, _Queue).captured is not None:
             raise DeviceError("cuda:0: a queue cannot be waited for while it is captured")
+        self._drain()
 
     def create_event(self, *, timing: bool = False) -> int:
         return self._add(_Event(timing))
@@ -216,8 +241,11 @@ class EmulatedDriver(Driver):
         return self._add(work)
 
     def launch_graph(self, graph: int, stream: int) -> None:
-        for work in self._get(graph, list):
+        captured = self._get(graph, list)
+        self._queue(stream, self._drain)
+        for work in captured:
             self._queue(stream, work)
+        self._queue(stream, self._drain)
 
     def destroy_graph(self, graph: int) -> None:
         self._get(graph, list)
@@ -327,7 +355,9 @@ class EmulatedDriver(Driver):
                 kernel.module.shared_start,
                 kernel.module.shared_bytes,
                 kernel.chained,
+                self.overlaps,
                 self.seed,
+                self.max_seconds,
                 self._message,
                 len(self._message),
             )
@@ -375,8 +405,8 @@ def _load_runtime() -> ctypes.CDLL:
     address, size, unsigned = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint
     runtime.emulated_launch.argtypes = [
         *(ctypes.c_char_p, address, address, unsigned, unsigned, unsigned, unsigned, unsigned),
-        *(address, size, ctypes.c_int, ctypes.c_uint64, address, size),
+        *(address, size, ctypes.c_int, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, address, size),
     ]
-    runtime.emulated_guard.argtypes = [address, size]
+    runtime.emulated_guard.argtypes = [address, size, ctypes.c_int]
     runtime.emulated_unguard.argtypes = [address]
     return runtime

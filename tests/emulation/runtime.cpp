@@ -91,10 +91,11 @@ struct Launch {
     unsigned threads;
     uint64_t random;  // 0: the plain schedule
     bool late_copies;
-    bool chained;
+    bool chained, overlap;
     unsigned dynamic_bytes;
     char* static_shared;
     size_t static_bytes;
+    int max_seconds;
 };
 
 Fiber fibers[MAX_THREADS];
@@ -179,8 +180,11 @@ unsigned random_bit(unsigned mask) {
     return __builtin_ctz(above ? above : mask);
 }
 
+void go_on_after_previous();
+
 // The thread to go on with; the launching one if none can. Mostly stays in one warp for as long as it can go on.
 Fiber& pick() {
+    if (!ready_warps) go_on_after_previous();
     if (!ready_warps) return main_fiber;
     unsigned w = current->warp, l;
     bool stay = ready_warps >> w & 1;
@@ -225,10 +229,19 @@ const char* red(unsigned variant) {
 void fill_red(char* p, size_t bytes, unsigned variant = 0) { memcpy(p, red(variant), bytes); }
 bool is_red(const char* p, size_t bytes, unsigned variant = 0) { return memcmp(p, red(variant), bytes) == 0; }
 
+struct Range {
+    size_t start, bytes;
+};
+
 // A piece of memory with RED_BYTES on either side.
 struct Block {
     size_t bytes;
     unsigned variant;
+    // What it held after the last kernel, and which of that was written by kernels that may still run when the next one
+    // starts; only of blocks that kernels are given.
+    std::vector<char> shadow;
+    std::vector<bool> dirty_words;
+    std::vector<Range> dirty;
 };
 
 std::map<uintptr_t, Block>& blocks() {
@@ -252,13 +265,108 @@ const char* damaged_block() {
     return nullptr;
 }
 
+// --- dependent launch ---------------------------------------------------------------------------------------
+//
+// Before it waits for the kernel in front, a kernel may run while that one, and the ones before it, still do: what
+// they write is unknown. So until every thread of a block that can has reached wait_for_previous(), the bytes that
+// those kernels wrote are taken away (0xff), and nothing may be written.
+
+constexpr size_t MAX_SHADOW = 64 << 20;
+constexpr size_t WORD = 4;
+constexpr size_t HIDDEN_BYTES_PER_LAUNCH = 64 << 20;
+
+std::vector<char> hidden;
+size_t hidden_budget;
+bool is_hidden, is_first_block;
+Fiber* waiting_for_previous;
+bool previous_ended;
+
+template <typename Action> void for_each_dirty(Action action) {
+    for (auto& [address, block] : blocks())
+        for (auto& range : block.dirty) action(reinterpret_cast<char*>(address) + range.start, range.bytes);
+}
+
+void hide() {
+    size_t bytes = 0;
+    for_each_dirty([&](char*, size_t n) { bytes += n; });
+    is_hidden = bytes <= hidden_budget;
+    if (!is_hidden) return;
+    hidden_budget -= bytes;
+    hidden.resize(bytes);
+    char* saved = hidden.data();
+    for_each_dirty([&](char* p, size_t n) {
+        memcpy(saved, p, n);
+        memset(p, 0xff, n);
+        saved += n;
+    });
+}
+
+void reveal() {
+    if (!is_hidden) return;
+    bool overwritten = false;
+    for_each_dirty([&](char* p, size_t n) {
+        for (size_t i = 0; is_first_block && i < n; i++) overwritten |= p[i] != char(0xff);
+    });
+    const char* saved = hidden.data();
+    for_each_dirty([&](char* p, size_t n) {
+        memcpy(p, saved, n);
+        saved += n;
+    });
+    is_hidden = false;
+    if (is_first_block)
+        for (auto& [address, block] : blocks()) {
+            auto p = reinterpret_cast<char*>(address);
+            if (!block.shadow.empty() && memcmp(p, block.shadow.data(), block.bytes)) overwritten = true;
+        }
+    if (overwritten) failure = "wrote to memory before wait_for_previous()", failed = true;
+}
+
+// Before a kernel: what memory holds.
+void remember() {
+    for (auto& [address, block] : blocks())
+        if (!block.shadow.empty()) memcpy(block.shadow.data(), reinterpret_cast<char*>(address), block.bytes);
+}
+
+// After a kernel: what it changed is unknown to the next one.
+void mark_changes() {
+    for (auto& [address, block] : blocks()) {
+        auto p = reinterpret_cast<char*>(address);
+        if (block.shadow.empty() || memcmp(p, block.shadow.data(), block.bytes) == 0) continue;
+        size_t words = (block.bytes + WORD - 1) / WORD;
+        block.dirty_words.resize(words);
+        for (size_t i = 0; i < block.bytes; i++)
+            if (p[i] != block.shadow[i]) block.dirty_words[i / WORD] = true;
+        block.dirty.clear();
+        for (size_t word = 0; word < words; word++) {
+            if (!block.dirty_words[word]) continue;
+            size_t start = word * WORD;
+            while (word < words && block.dirty_words[word]) word++;
+            size_t end = word * WORD < block.bytes ? word * WORD : block.bytes;
+            block.dirty.push_back({start, end - start});
+        }
+    }
+}
+
 // --- one block ---------------------------------------------------------------------------------------------
+
+// No thread can do more before the kernel in front has ended: let it end.
+void go_on_after_previous() {
+    if (!waiting_for_previous) return;
+    reveal();
+    if (failed) return;
+    for (Fiber* fiber = waiting_for_previous; fiber; fiber = fiber->next_waiting) make_ready(fiber->warp, 1u << fiber->lane);
+    waiting_for_previous = nullptr;
+    previous_ended = true;
+}
 
 void start_block() {
     memset(dynamic_shared, 0xff, launch.dynamic_bytes);
     memset(launch.static_shared, 0xff, launch.static_bytes);
     memset(barriers, 0, sizeof barriers);
     num_ended = ready_warps = 0;
+    waiting_for_previous = nullptr;
+    previous_ended = !launch.overlap;
+    if (launch.overlap) hide();
     unsigned width = blockDim.x, height = blockDim.y;
     for (unsigned i = 0; i < launch.threads; i++) {
         Fiber& fiber = fibers[i];
@@ -302,6 +410,8 @@ void run_block() {
     start_block();
     current = &main_fiber;
     go_to(pick());
+    if (is_hidden) reveal();
+    is_first_block = false;
     if (failed) return;
     if (num_ended != launch.threads) return describe_deadlock();
     if (!is_red(dynamic_memory.before, 1024)) failure = "wrote in front of its dynamic shared memory", failed = true;
@@ -313,7 +423,6 @@ void run_block() {
 
 constexpr int SIGNALS[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGVTALRM};
 constexpr int NUM_SIGNALS = sizeof SIGNALS / sizeof *SIGNALS;
-constexpr int MAX_SECONDS = 120;
 pthread_t launching_thread;
 bool running;
 
@@ -329,7 +438,7 @@ void on_signal(int number, siginfo_t* info, void*) {
     if (current == &main_fiber) abort();
     switch (number) {
         case SIGFPE: fail("divided by zero");
-        case SIGVTALRM: fail("ran for more than %d seconds", MAX_SECONDS);
+        case SIGVTALRM: fail("ran for more than %d seconds", launch.max_seconds);
         case SIGILL: fail("ran into a trap");
         default: fail("accessed memory that is not there, at %p", info->si_addr);
     }
@@ -348,7 +457,7 @@ class Guard {
         action.sa_sigaction = on_signal;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
         for (int i = 0; i < NUM_SIGNALS; i++) sigaction(SIGNALS[i], &action, &old_actions_[i]);
-        itimerval limit = {{0, 0}, {MAX_SECONDS, 0}};
+        itimerval limit = {{0, 0}, {launch.max_seconds, 0}};
         setitimer(ITIMER_VIRTUAL, &limit, nullptr);
         running = true;
     }
@@ -496,7 +605,15 @@ void wait_for_copies(int groups_left) {
     groups.erase(groups.begin(), groups.begin() + done);
 }
 
-void waited_for_previous() { current->waited = true; }
+void wait_for_previous(Place place) {
+    Fiber& self = *current;
+    self.waited = true;
+    if (previous_ended) return;
+    self.what = "wait_for_previous", self.place = place;
+    self.next_waiting = waiting_for_previous;
+    waiting_for_previous = &self;
+    go_to(pick());
+}
 
 }  // namespace emulated
 
@@ -507,10 +624,10 @@ extern "C" {
 // Run a kernel; 0, or 1 with an error in `message`.
 int emulated_launch(const char* name, void (*entry)(void**), void** arguments, unsigned x, unsigned y, unsigned z,
                     unsigned threads, unsigned dynamic_bytes, char* static_shared, size_t static_bytes, int chained,
-                    uint64_t seed, char* message, size_t message_bytes) {
+                    int overlap, uint64_t seed, int seconds, char* message, size_t message_bytes) {
     using namespace emulated;
-    launch = {entry, arguments, name, threads, seed * 0x9e3779b97f4a7c15u, seed % 2 == 0, bool(chained), dynamic_bytes,
-              static_shared, static_bytes};
+    launch = {entry, arguments, name, threads, seed * 0x9e3779b97f4a7c15u, seed % 2 == 0, bool(chained), chained && overlap,
+              dynamic_bytes, static_shared, static_bytes, seconds};
     gridDim = {x, y, z};
     blockDim = {threads, 1, 1};
     failed = false;
@@ -518,10 +635,15 @@ int emulated_launch(const char* name, void (*entry)(void**), void** arguments, u
     fill_red(dynamic_shared + dynamic_bytes, slack_bytes());
     fill_red(dynamic_memory.after, 1024);
     prepare_fibers();
+    if (launch.overlap) remember();
+    is_first_block = true;
+    is_hidden = false;
+    hidden_budget = HIDDEN_BYTES_PER_LAUNCH;
     {
         Guard guard;
         run_grid();
     }
+    if (launch.overlap && !failed) mark_changes();
     bool in_block = failed;
     if (!failed)
         if (const char* text = damaged_block()) failure = text, failed = true;
@@ -533,14 +655,22 @@ int emulated_launch(const char* name, void (*entry)(void**), void** arguments, u
     return 1;
 }
 
-// Surround [address, address + bytes) with red zones, which lie inside the memory of whoever calls, and forget them.
-void emulated_guard(uintptr_t address, size_t bytes) {
+// Surround [address, address + bytes) with red zones, which lie inside the memory of whoever calls. `watched`: kernels are
+// given it, so what they write to it is unknown to the kernel behind.
+void emulated_guard(uintptr_t address, size_t bytes, int watched) {
     static unsigned variant;
     variant = (variant + 1) % emulated::RED_VARIANTS;
     auto p = reinterpret_cast<char*>(address);
     emulated::fill_red(p - emulated::RED_BYTES, emulated::RED_BYTES, variant);
     emulated::fill_red(p + bytes, emulated::RED_BYTES, variant);
-    emulated::blocks()[address] = {bytes, variant};
+    emulated::Block& block = emulated::blocks()[address];
+    block = {bytes, variant, {}, {}, {}};
+    if (watched && bytes <= emulated::MAX_SHADOW) block.shadow.resize(bytes);
+}
+
+// All kernels have ended.
+void emulated_drain() {
+    for (auto& [address, block] : emulated::blocks()) block.dirty.clear(), block.dirty_words.clear();
 }
 
 void emulated_unguard(uintptr_t address) { emulated::blocks().erase(address); }

@@ -48,8 +48,8 @@ void copy_async(void* shared, const void* global, int bytes, Place place);
 void commit_copies();
 void wait_for_copies(int groups_left);
 
-// The running thread has waited for the kernel in front.
-void waited_for_previous();
+// Wait for the end of the kernel in front.
+void wait_for_previous(Place place);
 
 // Whether the whole of [p, p + bytes) is shared memory of this block.
 bool is_shared(const void* p, size_t bytes);
