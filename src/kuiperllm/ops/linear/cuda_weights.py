@@ -23,7 +23,7 @@ _SOURCE = Path(__file__).with_name("cuda_weights.cu")
 _BLOCK = 256
 _GROUPS_OF_A_BLOCK = 8
 _MAX_BLOCKS = 1 << 16
-_PIECE_BYTES = 32 << 20  # of rows that the device holds before they are converted
+_PIECE_BYTES = 32 << 20  # of rows that are copied on the host, or held by the device to be converted
 
 
 def activation_dtype(format: str) -> DType:
@@ -66,7 +66,8 @@ def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
 
 
 def _copy_rows(packed: Tensor, first: int, rows: NDArray[Any]) -> None:
-    for start, piece in _pieces(rows):
+    # What is contiguous goes as a whole: the back end cuts it up itself, and overlaps the pieces.
+    for start, piece in [(0, rows)] if rows.flags.c_contiguous else _pieces(rows):
         source = piece.reshape(-1).view(packed.dtype.numpy)
         at = (first + start) * (source.size // len(piece))
         packed[at : at + source.size].copy_(Tensor.from_numpy(source))
