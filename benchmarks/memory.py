@@ -28,7 +28,7 @@ from kuiperllm.engine.loading import open_model
 started = peak_memory_bytes()
 with open_model(sys.argv[1]) as checkpoint:
     quant = None if sys.argv[2] == "none" else sys.argv[2]
-    bench = BenchModel(checkpoint, EngineConfig(quant=quant, num_threads=2))
+    bench = BenchModel(checkpoint, EngineConfig(device="cpu", quant=quant, num_threads=2))
 loaded = peak_memory_bytes()
 bench.prefill(512)
 bench.decode(512, 16)
@@ -36,7 +36,7 @@ print(json.dumps({
     "weights": sys.argv[2], "format": bench.decoder.lm_head.weight.format, "load_s": bench.load_s,
     "weight_bytes": bench.decoder.weight_bytes, "kv_cache_bytes": bench.cache.nbytes,
     "before_bytes": started, "peak_loading_bytes": loaded, "peak_bytes": peak_memory_bytes(),
-    "chip": bench.decoder.device.backend.properties["name"], "versions": versions(),
+    "chip": bench.decoder.device.backend.properties["name"], "versions": versions(bench.decoder.device),
 }))
 """
 

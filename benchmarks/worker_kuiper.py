@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kuiperllm.config import EngineConfig, ModelConfig
+from kuiperllm.core import Device
 from kuiperllm.engine.bench import BenchModel, versions
 from worker_protocol import serve
 
@@ -22,7 +23,7 @@ class Kuiper:
 
     def info(self) -> dict[str, str]:
         """Versions of what does the work."""
-        return {"name": "KuiperLLM"} | versions()
+        return {"name": "KuiperLLM"} | versions(Device("cpu"))
 
     def load(
         self, *, config: dict[str, Any], quant: str | None, group_size: int, dtype: str, threads: int

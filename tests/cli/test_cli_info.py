@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 from cli_result import Run
 from small_model import CONFIG, tensors, tokenizer_json, write_model
@@ -63,6 +64,27 @@ def test_info_for_people_names_the_same(kuiper: Run) -> None:
         "KV cache",
     ):
         assert text in result.out
+
+
+def test_check_finds_weights_that_are_no_numbers(kuiper: Run, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    whole = kuiper("info", "-m", folder, "--check")
+    assert whole.code == 0
+    assert "every weight is a finite number" in whole.out
+    path = folder / "model.safetensors"
+    weights = safetensors.numpy.load_file(path)
+    weights["model.norm.weight"][3] = np.nan
+    weights["model.layers.1.mlp.up_proj.weight"][5, :2] = np.inf
+    safetensors.numpy.save_file(weights, path)
+    assert kuiper("info", "-m", folder).code == 0
+    damaged = kuiper("info", "-m", folder, "--check")
+    assert damaged.code == 1
+    assert damaged.err == (
+        f"error: {folder}: weights are damaged: model.layers.1.mlp.up_proj.weight: 2 infinite; "
+        "model.norm.weight: 1 NaN; get the model again\n"
+    )
+    found = json.loads(kuiper("info", "-m", folder, "--check", "--json").out)["bad_tensors"]
+    assert [tensor["name"] for tensor in found] == ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"]
 
 
 def test_info_works_without_a_tokenizer_and_without_enough_memory(kuiper: Run, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from kuiperllm.backends.cpu.backend import CpuBackend
 from kuiperllm.core import Allocator, Device, DType, Tensor, device
-from kuiperllm.core.device import Backend, CopyKind, Graph, MemoryInfo
+from kuiperllm.core.device import Backend, CopyKind, Event, Graph, MemoryInfo
 from kuiperllm.errors import DeviceError
 
 # --- names ------------------------------------------------------------------------------------------------
@@ -109,6 +109,12 @@ class FarBackend(Backend):
 
     def capture(self) -> AbstractContextManager[Graph]:
         raise DeviceError("nothing to capture")
+
+    def record(self) -> Event:
+        raise DeviceError("nothing to wait for")
+
+    def pinned(self, shape: Any, dtype: Any) -> Any:
+        raise DeviceError("nothing to share")
 
     @property
     def properties(self) -> Mapping[str, object]:

@@ -82,9 +82,15 @@ def _rows(result: BenchResult) -> list[tuple[str, object]]:
     from kuiperllm.core.memory import format_bytes
 
     versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    memory = f"{format_bytes(result.peak_memory_bytes)} resident at most"
+    if not result.threads:
+        memory += f", {format_bytes(result.peak_device_bytes)} on the GPU"
     return [
         ("model", f"{result.model}, quant {result.quant}, weights {result.dtype}"),
-        ("machine", f"{result.chip}, {result.device}, {result.threads} threads"),
+        (
+            "machine",
+            f"{result.chip}, {result.device}" + (f", {result.threads} threads" if result.threads else ""),
+        ),
         ("load", f"{result.load_s:.2f} s, weights {format_bytes(result.weight_bytes)}"),
         ("prefill", f"{result.prefill_tokens_per_s:.1f} tokens/s ({result.prompt_tokens} tokens)"),
         (
@@ -97,6 +103,6 @@ def _rows(result: BenchResult) -> list[tuple[str, object]]:
             f"{result.decode_bytes_per_s / 1e9:.1f} GB/s while decoding, {result.percent_of_bandwidth:.0f} % "
             f"of the {result.read_bandwidth_bytes_per_s / 1e9:.1f} GB/s that reading alone reaches",
         ),
-        ("memory", f"{format_bytes(result.peak_memory_bytes)} resident at most"),
+        ("memory", memory),
         ("measured", f"{result.date}, median of {result.repeats}; {versions}"),
     ]

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from kuiperllm.cli.interrupts import import_engine
 from kuiperllm.cli.model import reported_name
 from kuiperllm.cli.options import EngineOptions, Json, ModelOptions, Verbose, with_option_groups
 from kuiperllm.cli.output import print_json, print_table
 from kuiperllm.cli.progress import Reporter
-from kuiperllm.errors import KuiperError, OutOfMemoryError
+from kuiperllm.errors import CheckpointError, KuiperError, OutOfMemoryError
 
 if TYPE_CHECKING:
     from kuiperllm.checkpoint import Checkpoint
@@ -21,14 +23,29 @@ EXAMPLES = """\
 kuiper info
 kuiper info -m ./Llama-3.2-1B-Instruct --quant q8
 kuiper info -m model.gguf --max-model-len 4096 --json
+kuiper info -m ./Llama-3.2-1B-Instruct --check
 """
+
+_MOST_NAMED = 3  # damaged tensors in one message
 
 
 @with_option_groups
-def info(model: ModelOptions, engine: EngineOptions, as_json: Json = False, verbose: Verbose = 0) -> None:
-    """Show a model's format, configuration, sizes, tokenizer and memory need. No weights are loaded."""
+def info(
+    model: ModelOptions,
+    engine: EngineOptions,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read all weights, and report those that are NaN or infinite.")
+    ] = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Show a model's format, configuration, sizes, tokenizer and memory need. No weights are loaded.
+
+    With --check the exit code is 1 if a weight is NaN or infinite.
+    """
     engine.config()
     import_engine()
+    from kuiperllm.checkpoint.check import find_bad_tensors
     from kuiperllm.engine.loading import open_model
 
     with Reporter() as reporter, open_model(model.model, reporter.advance) as checkpoint:
@@ -42,10 +59,22 @@ def info(model: ModelOptions, engine: EngineOptions, as_json: Json = False, verb
             "tokenizer": _tokenizer(checkpoint, model),
             "memory": _memory(checkpoint, engine),
         }
+        bad = find_bad_tensors(checkpoint, reporter.advance) if check else []
+        if check:
+            facts["bad_tensors"] = [asdict(tensor) for tensor in bad]
     if as_json:
         print_json(facts)
     else:
-        print_table(_rows(facts))
+        rows = _rows(facts)
+        if check and not bad:
+            rows.append(("check", "every weight is a finite number"))
+        print_table(rows)
+    if bad:
+        more = f", and {len(bad) - _MOST_NAMED} more" if len(bad) > _MOST_NAMED else ""
+        raise CheckpointError(
+            f"{facts['path']}: weights are damaged: {'; '.join(map(str, bad[:_MOST_NAMED]))}{more}; "
+            "get the model again"
+        )
 
 
 def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -66,7 +66,9 @@ class ModelOptions:
 class EngineOptions:
     """How the model is run."""
 
-    device: Annotated[str, _option(_ENGINE, "DEVICE", "auto or cpu.")] = "auto"
+    device: Annotated[
+        str, _option(_ENGINE, "DEVICE", "auto, cpu or cuda:N; auto takes a GPU if there is one.")
+    ] = "auto"
     dtype: Annotated[
         str,
         _option(

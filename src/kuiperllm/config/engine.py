@@ -11,6 +11,9 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 QUANTS = ("none", "q8")
 
 
+_MAY_BE_NONE = ("max_model_len", "max_num_batched_tokens", "num_threads")
+
+
 def is_whole(value: object) -> bool:
     """Whether a value is an integer; True and False are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -36,8 +39,8 @@ class EngineConfig:
     """Longest prompt plus output, in tokens; None: what the model was made for."""
     max_num_seqs: int = 8
     """Most prompts that are worked on at once."""
-    max_num_batched_tokens: int = 512
-    """Most tokens of a prompt that one pass takes in."""
+    max_num_batched_tokens: int | None = None
+    """Most tokens of a prompt that one pass takes in; None: 512 on a CPU, 2048 or 8192 on a GPU."""
     block_size: int = 32
     """Tokens in a block of the key/value cache; a multiple of 16."""
     kv_cache_dtype: str = "auto"
@@ -48,7 +51,7 @@ class EngineConfig:
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_threads"):
             value = getattr(self, name)
-            if not is_whole(value) and not (value is None and name in ("max_model_len", "num_threads")):
+            if not is_whole(value) and not (value is None and name in _MAY_BE_NONE):
                 raise UsageError(f"{name} must be a whole number, not {value!r}")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
@@ -62,7 +65,9 @@ class EngineConfig:
             raise UsageError(
                 f"kv_cache_dtype {self.kv_cache_dtype!r} is unknown; choose one of {', '.join(DTYPES)}"
             )
-        if self.max_num_seqs < 1 or self.max_num_batched_tokens < 1:
+        if self.max_num_seqs < 1 or (
+            self.max_num_batched_tokens is not None and self.max_num_batched_tokens < 1
+        ):
             raise UsageError("max_num_seqs and max_num_batched_tokens must be at least 1")
         if self.block_size < 16 or self.block_size % 16:
             raise UsageError(f"block_size must be a multiple of 16, not {self.block_size}")

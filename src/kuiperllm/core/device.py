@@ -14,13 +14,19 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kuiperllm.core.allocator import Allocator
 from kuiperllm.core.memory import CopyKind, MemoryInfo, MemorySource
 from kuiperllm.errors import DeviceError
 
-__all__ = ["Backend", "CopyKind", "Device", "Graph", "MemoryInfo"]
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from kuiperllm.core.dtype import DType
+    from kuiperllm.core.tensor import Tensor
+
+__all__ = ["Backend", "CopyKind", "Device", "Event", "Graph", "MemoryInfo"]
 
 _BACKENDS = "kuiperllm.backends"
 
@@ -31,6 +37,18 @@ class Graph(ABC):
     @abstractmethod
     def replay(self) -> None:
         """Queue the captured work again, on the same memory."""
+
+
+class Event(ABC):
+    """A mark in the queue of a device."""
+
+    @abstractmethod
+    def wait(self) -> None:
+        """Wait until all work queued before the mark is done.
+
+        Raises:
+            DeviceError: some of it failed.
+        """
 
 
 class Backend(ABC):
@@ -78,6 +96,23 @@ class Backend(ABC):
         Raises:
             DeviceError: some of it failed.
         """
+
+    @abstractmethod
+    def record(self) -> Event:
+        """A mark behind all work queued so far."""
+
+    @abstractmethod
+    def pinned(self, shape: int | Sequence[int], dtype: DType | str) -> tuple[npt.NDArray[Any], Tensor]:
+        """Memory of the host, zeroed, that kernels can address: a NumPy array, and a tensor of the device.
+
+        Wait for an event behind the kernel that writes there before reading it here.
+
+        Raises:
+            OutOfMemoryError: the host has not that much left.
+        """
+
+    def prepare(self, work: Callable[[], object]) -> None:  # noqa: B027 - most back ends compile as they go
+        """Compile the kernels that `work` would launch, without running it, where that saves time."""
 
     @property
     def num_threads(self) -> int:

@@ -22,7 +22,15 @@ from kuiperllm.core import Device, DType
 from kuiperllm.core.memory import out_of_memory
 from kuiperllm.engine.block_pool import BlockPool
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import Progress, kv_dtype, load_decoder, open_model, packed_weight_bytes
+from kuiperllm.engine.loading import (
+    Progress,
+    kv_dtype,
+    load_decoder,
+    max_batched_tokens,
+    open_model,
+    packed_weight_bytes,
+)
+from kuiperllm.engine.loop import StepLoop
 from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
 from kuiperllm.engine.scheduler import Scheduler
@@ -30,6 +38,7 @@ from kuiperllm.engine.sequence import Sequence
 from kuiperllm.errors import ContextLengthError, UsageError
 from kuiperllm.models import check_model
 
+_GPU_FIRST_BLOCKS = 256  # so that the cache does not grow while decoding is timed
 _UNTIMED = 3  # tokens before decoding is timed: the prefill's, and two while the step is captured
 
 
@@ -63,6 +72,8 @@ class BenchResult:
     kv_cache_bytes: int
     peak_memory_bytes: int
     """Highest resident memory of the process."""
+    peak_device_bytes: int
+    """The most that was held of the device's own memory."""
     date: str
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -102,35 +113,36 @@ class BenchModel:
         self.load_s = time.perf_counter() - started
         self.config = source.config
         self.cache = KVCache(self.config, engine.block_size, kv_dtype(source, engine), device)
-        self._pool = BlockPool(engine.block_size, 1 << 30)
+        self._pool = BlockPool(engine.block_size, 1 << 30, 16 if device.is_host else _GPU_FIRST_BLOCKS)
         self._scheduler = Scheduler(
-            self._pool, max_num_seqs=1, max_num_batched_tokens=engine.max_num_batched_tokens
+            self._pool, max_num_seqs=1, max_num_batched_tokens=max_batched_tokens(engine, device)
         )
-        self._runner = Runner(self.decoder, self.cache, self.config.max_position_embeddings)
-        self._sampler = Sampler(self.config.vocab_size)
+        vocab_size = self.config.vocab_size
+        self._runner = Runner(self.decoder, self.cache, self.config.max_position_embeddings, vocab_size)
+        self._loop = StepLoop(self._scheduler, self._runner, Sampler(vocab_size))
         self.python_s = 0.0
-        """Time outside kernels in the last `decode`."""
+        """Time that the host did not spend in kernels or waiting for them, in the last `decode`."""
 
     def prefill(self, num_tokens: int) -> float:
         """Seconds from a prompt of random tokens to the first token chosen."""
         sequence = self._sequence(num_tokens, 1)
         started = time.perf_counter()
-        while not sequence.output_ids:
-            self._step()
+        next(self._loop.run())
         taken = time.perf_counter() - started
         self._scheduler.finish(sequence)
         return taken
 
     def decode(self, prompt_tokens: int, num_tokens: int) -> float:
-        """Seconds for `num_tokens` tokens after a prompt; the prompt and two tokens before are not timed."""
+        """Seconds for `num_tokens` tokens after a prompt; the prompt and some tokens before are not timed."""
         sequence = self._sequence(prompt_tokens, num_tokens + _UNTIMED)
-        while len(sequence.output_ids) < _UNTIMED:
-            self._step()
-        started, kernels_before = time.perf_counter(), self._runner.kernel_s
+        tokens = self._loop.run()
+        for _ in range(_UNTIMED):
+            next(tokens)
+        started, device_before = time.perf_counter(), self._runner.device_s
         for _ in range(num_tokens):
-            self._step()
+            next(tokens)
         taken = time.perf_counter() - started
-        self.python_s = taken - (self._runner.kernel_s - kernels_before)
+        self.python_s = taken - (self._runner.device_s - device_before)
         self._scheduler.finish(sequence)
         return taken
 
@@ -140,15 +152,6 @@ class BenchModel:
         sequence = Sequence(prompt_ids=ids.tolist(), params=params, seed=0, max_tokens=max_tokens)
         self._scheduler.add(sequence)
         return sequence
-
-    def _step(self) -> None:
-        step = self._scheduler.schedule()
-        assert step is not None
-        logits = self._runner.run(step, self._pool.num_blocks)
-        if logits is not None:
-            chosen = self._sampler.sample(logits, step.sequences, frozenset())
-            for sequence, token_id in zip(step.sequences, chosen, strict=True):
-                sequence.output_ids.append(token_id)
 
 
 def run_bench(
@@ -219,8 +222,9 @@ def run_bench(
         weight_bytes=bench.decoder.weight_bytes,
         kv_cache_bytes=bench.cache.nbytes,
         peak_memory_bytes=peak_memory_bytes(),
+        peak_device_bytes=bench.decoder.device.allocator.stats().peak_reserved_bytes,
         date=date.today().isoformat(),
-        versions=versions(),
+        versions=versions(bench.decoder.device),
     )
 
 
@@ -243,12 +247,18 @@ def peak_memory_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def versions() -> dict[str, str]:
-    """Versions of what a measurement depends on."""
+def versions(device: Device) -> dict[str, str]:
+    """Versions of what a measurement on a device depends on."""
     found = {"python": platform.python_version(), "system": platform.platform(terse=True)}
-    for name in ("kuiperllm", "numpy", "numba", "llvmlite"):
+    packages = ["kuiperllm", "numpy"]
+    packages += (
+        ["numba", "llvmlite"] if device.is_host else ["cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc"]
+    )
+    for name in packages:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:  # run from the source tree
             found[name] = "not installed"
+    if not device.is_host:
+        found["driver"] = str(device.backend.properties["driver"])
     return found

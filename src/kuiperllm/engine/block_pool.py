@@ -11,11 +11,13 @@ class BlockPool:
     Args:
         block_size: tokens in a block.
         max_blocks: most blocks there may be.
+        first_blocks: how many there are once any are needed.
     """
 
-    def __init__(self, block_size: int, max_blocks: int) -> None:
+    def __init__(self, block_size: int, max_blocks: int, first_blocks: int = 16) -> None:
         self.block_size = block_size
         self.max_blocks = max_blocks
+        self.first_blocks = first_blocks
         self.num_blocks = 0
         """Blocks that exist: the cache must hold this many."""
         self._free: list[int] = []
@@ -41,7 +43,9 @@ class BlockPool:
                 "shorter prompts"
             )
         while count > len(self._free):
-            larger = min(self.max_blocks, max(2 * self.num_blocks, self.num_blocks + count, 16))
+            larger = min(
+                self.max_blocks, max(2 * self.num_blocks, self.num_blocks + count, self.first_blocks)
+            )
             self._free[:0] = range(larger - 1, self.num_blocks - 1, -1)
             self.num_blocks = larger
         return [self._free.pop() for _ in range(count)]

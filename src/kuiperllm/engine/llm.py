@@ -18,7 +18,8 @@ from kuiperllm.config import EngineConfig, SamplingParams
 from kuiperllm.core import Device
 from kuiperllm.engine.block_pool import BlockPool
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import LoadedModel, Progress, load_model
+from kuiperllm.engine.loading import LoadedModel, Progress, load_model, max_batched_tokens
+from kuiperllm.engine.loop import StepLoop
 from kuiperllm.engine.output import Chunk, Completion, OutputStream
 from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
@@ -72,17 +73,19 @@ class LLM:
         self.max_model_len = self.loaded.plan.max_model_len
         engine, decoder = self.engine_config, self.loaded.decoder
         cache = KVCache(self.config, engine.block_size, self.loaded.kv_dtype, decoder.device)
-        self._pool = BlockPool(engine.block_size, self.loaded.plan.max_blocks(engine.block_size))
+        plan, size = self.loaded.plan, engine.block_size
+        self._pool = BlockPool(size, plan.max_blocks(size), plan.first_blocks(size, decoder.device))
         self._scheduler = Scheduler(
             self._pool,
             max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=engine.max_num_batched_tokens,
+            max_num_batched_tokens=max_batched_tokens(engine, decoder.device),
         )
-        self._runner = Runner(decoder, cache, self.max_model_len)
-        self._sampler = Sampler(min(self.config.vocab_size, self.tokenizer.vocab_size))
+        vocab_size = min(self.config.vocab_size, self.tokenizer.vocab_size)
+        self._runner = Runner(decoder, cache, self.max_model_len, vocab_size)
         self._stop_ids = frozenset(
             (*self.config.eos_token_ids, *self.loaded.generation.eos_token_ids, *self.tokenizer.eos_token_ids)
         )
+        self._loop = StepLoop(self._scheduler, self._runner, Sampler(vocab_size), self._stop_ids)
         self._lock = threading.Lock()
 
     # --- generating ---------------------------------------------------------------------------------------
@@ -198,14 +201,10 @@ class LLM:
             for index, sequence in enumerate(sequences):
                 streams[sequence.number] = OutputStream(index, sequence, self.tokenizer, time.perf_counter())
                 self._scheduler.add(sequence)
-            while (step := self._scheduler.schedule()) is not None:
-                logits = self._runner.run(step, self._pool.num_blocks)
-                if logits is None:
-                    continue
-                chosen = self._sampler.sample(logits, step.sequences, self._stop_ids)
-                for sequence, token_id in zip(step.sequences, chosen, strict=True):
-                    sequence.output_ids.append(token_id)
+            with closing(self._loop.run()) as tokens:
+                for sequence in tokens:
                     stream = streams[sequence.number]
+                    token_id = sequence.output_ids[-1]
                     chunk = stream.push(token_id, is_stop=self._is_stop(sequence, token_id))
                     if sequence.finish_reason is not None:
                         self._scheduler.finish(sequence)

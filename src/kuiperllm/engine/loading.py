@@ -50,6 +50,13 @@ class MemoryPlan:
         room = int((self.free_bytes - self.weight_bytes) * _KV_SHARE)
         return max(longest, min(longest * self.max_num_seqs, room // (self.kv_bytes_per_token * block_size)))
 
+    def first_blocks(self, block_size: int, device: Device) -> int:
+        """Blocks to begin with: growing costs a GPU much, and a CPU little."""
+        if device.is_host:
+            return 16
+        room = int((self.free_bytes - self.weight_bytes) * _KV_SHARE) // 4
+        return max(16, min(_GPU_FIRST_TOKENS, room // self.kv_bytes_per_token) // block_size)
+
     def __str__(self) -> str:
         per_token, whole = format_bytes(self.kv_bytes_per_token), format_bytes(self.kv_bytes)
         return (
@@ -172,6 +179,10 @@ def _chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
 # --- memory -----------------------------------------------------------------------------------------------
 
 _KV_SHARE = 0.9  # of what the weights leave free: the rest is for activations
+_GPU_FIRST_TOKENS = (
+    16384  # a cache for this many tokens is reserved at once, if a quarter of the room suffices
+)
+_LARGE_GPU_BYTES = 32 << 30
 _SHORTEST_CONTEXT = 64  # tokens; a model whose context had to be cut below that is not worth loading
 
 
@@ -211,6 +222,18 @@ def plan_memory(checkpoint: Checkpoint, engine: EngineConfig, device: Device) ->
         length = max(shortest, int(room * _KV_SHARE) // per_token)
         log.info("memory allows a context of %d of the model's %d tokens", length, trained)
     return MemoryPlan(weight_bytes, per_token, length, engine.max_num_seqs, memory.free_bytes)
+
+
+def max_batched_tokens(engine: EngineConfig, device: Device) -> int:
+    """Most tokens of a prompt that one pass takes in: what the user says, or what suits the device.
+
+    A GPU wants many rows at a time; their activations take some hundred megabytes.
+    """
+    if engine.max_num_batched_tokens is not None:
+        return engine.max_num_batched_tokens
+    if device.is_host:
+        return 512
+    return 8192 if device.memory_info().total_bytes >= _LARGE_GPU_BYTES else 2048
 
 
 def packed_weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:

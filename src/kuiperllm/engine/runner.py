@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from kuiperllm.core import Device, Tensor
+from kuiperllm.core import Tensor
 from kuiperllm.core.device import Graph
+from kuiperllm.engine.decode_graph import Choice, DecodeState
 from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.scheduler import Step
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
 from kuiperllm.ops.attention import Batch
 
-_GROWTH_TOKENS = 512  # the table of rotary angles grows in steps of this many positions
+_ROTARY_TOKENS = 512  # the table of rotary angles begins with this many positions
+_GPU_ROTARY_TOKENS = 8192  # capturing a step anew, as every growth demands, costs a GPU many steps
+_GPU_TABLE_TOKENS = 1024  # contexts that steps are captured for at first: long ones are split differently
 
 
 class Runner:
@@ -25,22 +29,27 @@ class Runner:
         model: what to run.
         cache: the keys and values of its layers.
         max_model_len: the longest sequence there will be.
+        vocab_size: ids below this may be chosen (default: all of the model's).
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, max_model_len: int) -> None:
+    def __init__(
+        self, model: Decoder, cache: KVCache, max_model_len: int, vocab_size: int | None = None
+    ) -> None:
         self.model = model
         self.cache = cache
         self.max_model_len = max_model_len
-        self._decoders: dict[int, _DecodeGraph] = {}
+        self.vocab_size = vocab_size or model.config.vocab_size
+        self._states: dict[int, DecodeState] = {}
         self._table_width = 0
-        self.kernel_s = 0.0
-        """Time spent in captured decode steps so far."""
+        self._is_prepared = False
+        self.device_s = 0.0
+        """Time that the host spent in captured steps, or waiting for them, so far."""
 
     def run(self, step: Step, num_blocks: int) -> Tensor | None:
         """Process the tokens of a step.
 
         Args:
-            step: sequences whose blocks suffice for these tokens.
+            step: sequences whose blocks suffice for these tokens, all known.
             num_blocks: how many blocks there are in all.
 
         Returns:
@@ -49,45 +58,101 @@ class Runner:
         """
         self._reserve(step, num_blocks)
         if step.is_decode:
-            size = len(step.sequences)
-            if size not in self._decoders:
-                self._decoders[size] = _DecodeGraph(self.model, self.cache, size, self._table_width)
-            decoder = self._decoders[size]
-            logits: Tensor | None = decoder.prepare(step.sequences)
-            started = time.perf_counter()
-            decoder.graph.replay()
-            self.kernel_s += time.perf_counter() - started
+            state = self._state(step)
+            self._replay(state.prepare(step.sequences, None))
+            logits: Tensor | None = state.logits
         else:
             logits = self._prefill(step.sequences[0], step.num_tokens)
         for sequence in step.sequences:
             sequence.num_computed += step.num_tokens
         return logits
 
+    def decode(self, step: Step, num_blocks: int, choice: Choice) -> Callable[[], list[int]]:
+        """Queue a decode step that also chooses the next tokens, on the device.
+
+        The newest tokens of the sequences need not be known yet if this step `follows` the one before.
+
+        Args:
+            step: a decode step of sequences whose blocks suffice.
+            num_blocks: how many blocks there are in all.
+            choice: how to choose.
+
+        Returns:
+            What waits for the tokens and returns them, one for each sequence; to be called before three more
+            steps are queued.
+        """
+        self._reserve(step, num_blocks)
+        state = self._state(step)
+        self._replay(state.prepare(step.sequences, choice))
+        row = state.chosen_row()
+        event = self.model.device.backend.record()
+        for sequence in step.sequences:
+            sequence.num_computed += 1
+
+        def wait() -> list[int]:
+            began = time.perf_counter()
+            event.wait()
+            self.device_s += time.perf_counter() - began
+            tokens: list[int] = state.tokens[row].tolist()
+            return tokens
+
+        return wait
+
+    def follows(self, step: Step) -> bool:
+        """Whether the device can go on with the sequences of a step by itself."""
+        state = self._states.get(len(step.sequences))
+        return state is not None and state.follows(step.sequences)
+
+    def has_room(self, step: Step, num_blocks: int) -> bool:
+        """Whether cache and tables are large enough for a step."""
+        tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
+        width = max(len(sequence.blocks) for sequence in step.sequences)
+        return (
+            num_blocks <= self.cache.num_blocks
+            and tokens <= self.model.rotary.num_positions
+            and width <= self._table_width
+        )
+
+    def _replay(self, graph: Graph) -> None:
+        started = time.perf_counter()
+        graph.replay()
+        self.device_s += time.perf_counter() - started
+
+    def _state(self, step: Step) -> DecodeState:
+        size = len(step.sequences)
+        if size not in self._states:
+            self._states[size] = DecodeState(self.model, self.cache, size, self._table_width, self.vocab_size)
+        return self._states[size]
+
     def _reserve(self, step: Step, num_blocks: int) -> None:
         """Make cache and tables large enough; what was captured on smaller ones is thrown away."""
+        if self.has_room(step, num_blocks):
+            return
         tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
         width = max(len(sequence.blocks) for sequence in step.sequences)
         positions = self.model.rotary.num_positions
-        if num_blocks <= self.cache.num_blocks and tokens <= positions and width <= self._table_width:
-            return
-        self._decoders.clear()  # first: captured steps keep the memory of what is to be replaced
+        self._states.clear()  # first: captured steps keep the memory of what is to be replaced
         self.cache.reserve(num_blocks)
+        is_host = self.model.device.is_host
         if tokens > positions:
-            target = max(2 * positions, -(-tokens // _GROWTH_TOKENS) * _GROWTH_TOKENS)
+            least = _ROTARY_TOKENS if is_host else _GPU_ROTARY_TOKENS
+            target = max(2 * positions, -(-tokens // least) * least)
             self.model.rotary.reserve(min(target, max(tokens, self.max_model_len)))
-        if width > self._table_width:
+        if width > self._table_width and is_host:
             self._table_width = max(2 * self._table_width, width)
+        while width > self._table_width:
+            self._table_width = max(4 * self._table_width, -(-_GPU_TABLE_TOKENS // self.cache.block_size))
 
     def _prefill(self, sequence: Sequence, num_tokens: int) -> Tensor | None:
         first, size = sequence.num_computed, self.cache.block_size
         places = np.arange(first, first + num_tokens, dtype=np.int64)
         blocks = np.array(sequence.blocks, np.int32)
-        ids = [sequence.token(place) for place in range(first, first + num_tokens)]
         device = self.model.device
 
-        def put(values: object, dtype: type) -> Tensor:
+        def put(values: Any, dtype: type) -> Tensor:
             return Tensor.from_numpy(np.asarray(values, dtype)).to(device)
 
+        ids = put(sequence.tokens(first, num_tokens), np.int32)
         batch = Batch(
             positions=put(places, np.int32),
             slot_mapping=put(blocks[places // size].astype(np.int64) * size + places % size, np.int64),
@@ -96,66 +161,13 @@ class Runner:
             seq_lens=put([first + num_tokens], np.int32),
             max_query_len=num_tokens,
         )
-        residual = self.model.forward(put(ids, np.int32), self.cache.layers, batch)
         is_end = first + num_tokens == sequence.num_tokens
-        return self.model.logits(residual, batch) if is_end else None
 
+        def forward() -> Tensor | None:
+            residual = self.model.forward(ids, self.cache.layers, batch)
+            return self.model.logits(residual, batch) if is_end else None
 
-class _Input:
-    """A tensor that the host refills before each replay; on the host itself the two are one memory."""
-
-    def __init__(self, host: np.ndarray[tuple[int, ...], np.dtype[Any]], device: Device) -> None:
-        self.host = host
-        self.tensor = Tensor.from_numpy(host).to(device)
-
-    def upload(self) -> None:
-        """Make what was written to `host` visible on the device."""
-        if not self.tensor.device.is_host:
-            self.tensor.copy_(Tensor.from_numpy(self.host).to(self.tensor.device))
-
-
-class _DecodeGraph:
-    """One decode step of a fixed number of sequences, captured on tensors that are refilled for each step."""
-
-    def __init__(self, model: Decoder, cache: KVCache, size: int, table_width: int) -> None:
-        device = model.device
-        self._block_size = cache.block_size
-        self._ids = _Input(np.zeros(size, np.int32), device)
-        self._positions = _Input(np.zeros(size, np.int32), device)
-        self._slots = _Input(np.full(size, -1, np.int64), device)
-        self._lens = _Input(np.ones(size, np.int32), device)
-        self._table = _Input(np.zeros((size, table_width), np.int32), device)
-        self._tables: list[tuple[int, int]] = [(-1, 0)] * size
-        batch = Batch(
-            positions=self._positions.tensor,
-            slot_mapping=self._slots.tensor,
-            block_table=self._table.tensor,
-            query_start_loc=Tensor.from_numpy(np.arange(size + 1, dtype=np.int32)).to(device),
-            seq_lens=self._lens.tensor,
-            max_query_len=1,
-        )
-        self.graph: Graph
-        with device.capture() as self.graph:
-            residual = model.forward(self._ids.tensor, cache.layers, batch)
-            self._logits = model.logits(residual, batch)
-
-    def prepare(self, sequences: list[Sequence]) -> Tensor:
-        """Set the graph up for the newest token of each sequence; where it will leave the logits [S, V]."""
-        new_blocks = False
-        for row, sequence in enumerate(sequences):
-            place = sequence.num_computed
-            block, within = divmod(place, self._block_size)
-            self._ids.host[row] = sequence.token(place)
-            self._positions.host[row] = place
-            self._slots.host[row] = sequence.blocks[block] * self._block_size + within
-            self._lens.host[row] = place + 1
-            table = (sequence.number, len(sequence.blocks))
-            if self._tables[row] != table:
-                self._tables[row] = table
-                self._table.host[row, : len(sequence.blocks)] = sequence.blocks
-                new_blocks = True
-        for changed in (self._ids, self._positions, self._slots, self._lens):
-            changed.upload()
-        if new_blocks:
-            self._table.upload()
-        return self._logits
+        if not self._is_prepared:
+            device.backend.prepare(forward)
+            self._is_prepared = True
+        return forward()

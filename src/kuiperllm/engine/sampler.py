@@ -26,6 +26,16 @@ class Sampler:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
+    @staticmethod
+    def is_plain(sequence: Sequence) -> bool:
+        """Whether the next token depends on the logits and a draw alone, so that no host has to help."""
+        params = sequence.params
+        return not (
+            _has_penalties(params)
+            or params.logprobs is not None
+            or len(sequence.output_ids) < params.min_tokens
+        )
+
     def sample(self, logits: Tensor, sequences: list[Sequence], stop_ids: frozenset[int]) -> list[int]:
         """One token for each row of logits; `TokenLogprobs` are added to the sequences that ask for them.
 

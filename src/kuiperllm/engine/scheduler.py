@@ -45,13 +45,26 @@ class Scheduler:
 
     def schedule(self) -> Step | None:
         """The next pass, with cache blocks for its tokens allotted; None if there is nothing to do."""
-        while self.waiting and len(self.running) < self.max_num_seqs and self._fits(self.waiting[0]):
+        while self.waiting and self._admits(self.waiting[0]):
             self.running.append(self.waiting.popleft())
         for sequence in self.running:
             if not sequence.is_prefilled:
                 left = sequence.num_tokens - sequence.num_computed
                 return self._step([sequence], min(left, self.max_num_batched_tokens))
         return self._step(list(self.running), 1) if self.running else None
+
+    def schedule_ahead(self, step: Step) -> Step | None:
+        """The pass after a decode pass whose tokens are not known yet; None if it depends on them.
+
+        It may do work for sequences that turn out to have ended with those tokens.
+        """
+        if not step.is_decode or step.sequences != self.running:
+            return None
+        if self.waiting and self._admits(self.waiting[0]):
+            return None
+        if any(len(sequence.output_ids) + 1 >= sequence.max_tokens for sequence in step.sequences):
+            return None
+        return self._step(step.sequences, 1)
 
     def finish(self, sequence: Sequence) -> None:
         """Forget a sequence, whatever its state, and take its blocks back."""
@@ -68,8 +81,10 @@ class Scheduler:
         self.running.clear()
         self.pool.reset(num_blocks)
 
-    def _fits(self, sequence: Sequence) -> bool:
+    def _admits(self, sequence: Sequence) -> bool:
         """Whether the blocks suffice for all running sequences and this one at their longest."""
+        if len(self.running) >= self.max_num_seqs:
+            return False
         needed = sum(self._most_blocks(other) for other in (*self.running, sequence))
         return needed <= self.pool.max_blocks
 

@@ -52,6 +52,13 @@ class Sequence:
         """Whether only the newest token is missing from the cache."""
         return self.num_computed >= self.num_tokens - 1 and bool(self.output_ids)
 
+    def tokens(self, first: int, count: int) -> list[int]:
+        """So many tokens from a place on, prompt first."""
+        prompt = len(self.prompt_ids)
+        if first + count <= prompt:
+            return self.prompt_ids[first : first + count]
+        return (self.prompt_ids + self.output_ids)[first : first + count]
+
     def token(self, place: int) -> int:
         """The token at a place, prompt first."""
         prompt = len(self.prompt_ids)

@@ -7,11 +7,15 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kuiperllm.backends.cpu.memory import HostMemory
-from kuiperllm.core.device import Backend, CopyKind, Graph
+from kuiperllm.core.device import Backend, CopyKind, Event, Graph
+from kuiperllm.core.dtype import DType
+from kuiperllm.core.tensor import Tensor
 from kuiperllm.errors import DeviceError
 
 
@@ -53,6 +57,15 @@ class CpuBackend(Backend):
     def synchronize(self) -> None:
         """Return: every call was done when it returned."""
 
+    def record(self) -> Event:
+        """A mark that has been passed: work is done when it is queued."""
+        return _PASSED
+
+    def pinned(self, shape: int | Sequence[int], dtype: DType | str) -> tuple[npt.NDArray[Any], Tensor]:
+        """Ordinary memory, zeroed."""
+        tensor = Tensor.zeros(shape, dtype)
+        return tensor.numpy(), tensor
+
     @property
     def num_threads(self) -> int:
         """Threads that kernels run on, the calling one included."""
@@ -89,6 +102,14 @@ class CpuBackend(Backend):
             "architecture": platform.machine(),
             "logical_processors": os.cpu_count() or 1,
         }
+
+
+class _Passed(Event):
+    def wait(self) -> None:
+        return
+
+
+_PASSED = _Passed()
 
 
 class _RawArray:
