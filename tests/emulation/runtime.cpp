@@ -51,7 +51,7 @@ constexpr int BARRIERS = 16;
 struct Copy {
     char* shared;
     const char* global;
-    int bytes;  // copied; the rest of 16 becomes zero
+    int size, bytes;  // of `size` bytes all but the first `bytes` become zero
 };
 
 struct Fiber {
@@ -583,14 +583,16 @@ bool is_shared(const void* p, size_t bytes) {
 
 static void perform(const Copy& copy) {
     memcpy(copy.shared, copy.global, copy.bytes);
-    memset(copy.shared + copy.bytes, 0, 16 - copy.bytes);
+    memset(copy.shared + copy.bytes, 0, copy.size - copy.bytes);
 }
 
-void copy_async(void* shared, const void* global, int bytes, Place place) {
-    if (reinterpret_cast<uintptr_t>(shared) % 16 || (bytes && reinterpret_cast<uintptr_t>(global) % 16))
-        fail("%s:%d: copy_async from %p to %p: not 16-byte aligned", place.file, place.line, global, shared);
-    if (!is_shared(shared, 16)) fail("%s:%d: copy_async to %p, which is not shared memory of this block", place.file, place.line, shared);
-    Copy copy = {static_cast<char*>(shared), static_cast<const char*>(global), bytes};
+void copy_async(void* shared, const void* global, int size, int bytes, Place place) {
+    if (bytes < 0 || bytes > size) fail("%s:%d: an asynchronous copy of %d of %d bytes", place.file, place.line, bytes, size);
+    if (reinterpret_cast<uintptr_t>(shared) % size || (bytes && reinterpret_cast<uintptr_t>(global) % size))
+        fail("%s:%d: an asynchronous copy from %p to %p: not %d-byte aligned", place.file, place.line, global, shared, size);
+    if (!is_shared(shared, size))
+        fail("%s:%d: an asynchronous copy to %p, which is not shared memory of this block", place.file, place.line, shared);
+    Copy copy = {static_cast<char*>(shared), static_cast<const char*>(global), size, bytes};
     if (launch.late_copies) current->groups.back().push_back(copy);
     else perform(copy);
 }

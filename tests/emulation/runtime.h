@@ -43,8 +43,9 @@ void barrier(int id, int threads, bool wait, const char* what, Place place);
 // A point at which another thread may go first.
 void preempt();
 
-// Asynchronous copies of the running thread. They happen at the latest when they are waited for.
-void copy_async(void* shared, const void* global, int bytes, Place place);
+// Asynchronous copies of the running thread: the first `bytes` of `size` bytes, zeros behind them. They happen at the
+// latest when they are waited for.
+void copy_async(void* shared, const void* global, int size, int bytes, Place place);
 void commit_copies();
 void wait_for_copies(int groups_left);
 

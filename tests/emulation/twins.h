@@ -37,16 +37,13 @@ DEVICE void launch_next() {}
 DEVICE void wait_for_previous(emulated::Place place = emulated::Place::here()) { emulated::wait_for_previous(place); }
 
 DEVICE void copy_async(void* shared, const void* global, emulated::Place place = emulated::Place::here()) {
-    emulated::copy_async(shared, global, 16, place);
+    emulated::copy_async(shared, global, 16, 16, place);
 }
 DEVICE void copy_async_or_zero(void* shared, const void* global, bool valid, emulated::Place place = emulated::Place::here()) {
-    emulated::copy_async(shared, global, valid ? 16 : 0, place);
+    emulated::copy_async(shared, global, 16, valid ? 16 : 0, place);
 }
 DEVICE void copy_async_word(void* shared, const void* global, int bytes, emulated::Place place = emulated::Place::here()) {
-    if ((unsigned long long)shared % 4 || (bytes && (unsigned long long)global % 4) || !emulated::is_shared(shared, 4))
-        emulated::fail("%s:%d: copy_async_word from %p to %p: not 4-byte aligned, or not to shared memory", place.file, place.line, global, shared);
-    __builtin_memset(shared, 0, 4);
-    __builtin_memcpy(shared, global, bytes);
+    emulated::copy_async(shared, global, 4, bytes, place);
 }
 DEVICE void commit_copies() { emulated::commit_copies(); }
 template <int LEFT_> DEVICE void wait_for_copies() { emulated::wait_for_copies(LEFT_); }
