@@ -181,7 +181,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "unknown quant": (of_words("--quant", "q3"), 2, "choose one of none, q8"),
     "unknown dtype": (of_words("--dtype", "int4"), 2, "choose one of auto"),
     "unknown device": (of_words("--device", "tpu"), 1, 'devices are "cpu"'),
-    "no CUDA yet": (of_words("--device", "cuda"), 1, "not part of this version"),
+    "no such GPU": (of_words("--device", "cuda:99"), 1, 'device "cuda:99": '),
     "prompt too long": (
         of_words("--max-model-len", "4", "one two three four five"),
         2,

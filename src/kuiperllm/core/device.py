@@ -143,11 +143,11 @@ class Backend(ABC):
 class Device:
     """A place where tensors live and operators run.
 
-    `Device("cpu")`, `Device("cuda:0")`; `Device("cuda")` is its first, and `Device("auto")` is "cuda:0" if
-    there is one and "cpu" otherwise. There is one object for each device, so `is` compares them.
+    `Device("cpu")`, `Device("cuda:0")`; `Device("cuda")` is the first GPU, and `Device("auto")` is that if it
+    can be used and "cpu" otherwise. There is one object for each device, so `is` compares them.
 
     Raises:
-        DeviceError: there is no such device; the message lists those there are.
+        DeviceError: there is no such device, or it cannot be used; the message says why and what to do.
     """
 
     __slots__ = ("__weakref__", "_allocator", "_name", "backend", "index", "is_host", "type")
@@ -188,12 +188,10 @@ class Device:
 
     @classmethod
     def _auto(cls) -> Device:
-        if "cuda" in _backend_names():
-            try:
-                return cls("cuda:0")
-            except DeviceError:
-                pass
-        return cls("cpu")
+        try:
+            return cls("cuda:0")
+        except DeviceError:
+            return cls("cpu")
 
     @classmethod
     def _make(cls, kind: str, index: int, name: str) -> Device:
@@ -244,11 +242,5 @@ def _backend_names() -> list[str]:
 
 
 def _unknown(name: object) -> DeviceError:
-    devices = _device_list()
-    if isinstance(name, str) and name.split(":")[0] == "cuda" and "cuda" not in _backend_names():
-        return DeviceError(f'device "{name}": the CUDA back end is not part of this version; use {devices}')
+    devices = ", ".join(f'"{name}"' if name == "cpu" else f'"{name}:0"' for name in _backend_names())
     return DeviceError(f'unknown device {name!r}; devices are {devices} and "auto"')
-
-
-def _device_list() -> str:
-    return ", ".join(f'"{name}"' if name == "cpu" else f'"{name}:0"' for name in _backend_names())

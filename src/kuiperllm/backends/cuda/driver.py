@@ -222,6 +222,9 @@ class Driver(ABC):
     def can_access_peer(self, index: int) -> bool:
         """Whether this GPU can read the memory of GPU `index` directly."""
 
+    def share_with(self, index: int) -> None:  # noqa: B027 - copies work without, by way of the host
+        """Let GPU `index` read and write the memory of this one directly, if it can."""
+
 
 class Compiler(ABC):
     """Turns CUDA C++ into code for one chip; needs no GPU."""
