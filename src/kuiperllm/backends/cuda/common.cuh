@@ -86,6 +86,10 @@ DEVICE void copy_async(void* shared, const void* global) {
 DEVICE void copy_async_or_zero(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
+// The first `bytes` (0 ... 4) of a word, zeros behind them; both addresses 4-byte aligned.
+DEVICE void copy_async_word(void* shared, const void* global, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most N of this thread's committed groups are still under way.
 template <int N> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -145,3 +149,13 @@ template <int WARPS, typename V, typename Op> DEVICE V block_reduce(V value, V n
 
 DEVICE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 DEVICE float silu(float x) { return __fdividef(x, 1.f + __expf(-x)); }
+// 2^x, to about 22 bits; results below 2^-126 are 0.
+DEVICE float exp2_approx(float x) {
+#ifdef KUIPER_EMULATED
+    return exp2f(x);
+#else
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}

@@ -1,0 +1,188 @@
+"""Launches the CUDA kernels for single tokens: one query row for each head, a long context.
+
+A context is split into parts, which different blocks look at; `merge_parts` puts together what they found. How
+many parts there are follows from the capacity of the block table, not from lengths, which the host does not
+know when a graph is replayed; a block whose part is empty ends at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache as remembered
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kuiperllm.backends.cuda.launch import Kernel, chip, launch
+from kuiperllm.core import DType, Tensor
+from kuiperllm.ops.attention.cache import LayerCache
+
+if TYPE_CHECKING:
+    from kuiperllm.ops.attention import Batch
+
+_FOLDER = Path(__file__).parent
+_MOST_PARTS = 64
+_PART_TOKENS = 128  # a part is not worth a block below this
+_STAGED_BYTES = 104 << 10  # under way to a block: two blocks fit on a multiprocessor
+_OTHER_SHARED_BYTES = 10 << 10  # static shared memory, and what the driver keeps
+_MAX_HEADS = 16  # rows of a tensor-core tile
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """What makes queries, keys and values of the newest tokens out of raw ones; see `self_attention`."""
+
+    cos_sin: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    eps: float
+
+
+def parts_for(multiprocessors: int, blocks: int, capacity: int) -> int:
+    """Into how many parts to split contexts of up to `capacity` tokens.
+
+    One block for each multiprocessor, if that gives several parts of about equal work; else two.
+    """
+    parts = multiprocessors // blocks
+    if parts < 4:
+        parts = 2 * multiprocessors // blocks
+    return max(1, min(parts, _MOST_PARTS, capacity // _PART_TOKENS))
+
+
+def decode_mma(
+    q: Tensor,
+    cache: LayerCache,
+    batch: Batch,
+    scale: float,
+    out: Tensor,
+    stats: Tensor | None = None,
+    newest: Newest | None = None,
+) -> None:
+    """Attention of the newest token of each sequence on tensor cores; types as `takes_tensor_cores` says.
+
+    Args:
+        q: [T, H, d]; with `newest` raw queries, keys and values [S, (H + 2K) d], whose keys and values are
+            also written to the cache.
+        cache: K heads of d.
+        batch: the sequences. Without `newest`, those with other than one new token are left out.
+        scale: of the scores.
+        out: [T, parts, H, d].
+        stats: float32 [T, parts, H, 2]; None if there is one part.
+        newest: how to prepare what q holds.
+    """
+    heads, head_dim = out.shape[2:]
+    group = heads // cache.num_kv_heads
+    device = chip(q.device)
+    warps = 4 if head_dim <= 128 else 2
+    stage_bytes = warps * 2 * 16 * (-(-head_dim // 16) * 16 + 8) * q.itemsize
+    room = min(_STAGED_BYTES, device.max_shared_bytes - _OTHER_SHARED_BYTES)
+    stages = max(2, min(6, room // stage_bytes))
+    rows = min(group, _MAX_HEADS)
+    kernel = _decode_mma(
+        q.dtype, head_dim, cache.block_size, rows, warps, stages, newest is not None, _ahead(batch, newest)
+    )
+    sequences = batch.seq_lens.shape[0]
+    launch(
+        kernel, (sequences, cache.num_kv_heads * -(-group // rows), out.shape[1]), warps * 32,
+        *_operands(q, cache, batch, out, stats, newest), heads, cache.num_kv_heads,
+        *_sizes(q, batch, out, newest, scale), shared=stages * stage_bytes,
+    )  # fmt: skip
+
+
+def decode_scalar(
+    q: Tensor,
+    cache: LayerCache,
+    batch: Batch,
+    scale: float,
+    out: Tensor,
+    stats: Tensor | None = None,
+    newest: Newest | None = None,
+) -> None:
+    """The same for any types and any tokens, without tensor cores; with `newest`, for a query head at a time.
+
+    Args: as `decode_mma`, but tokens may be any number of any sequences.
+    """
+    heads, head_dim = out.shape[2:]
+    group = heads // cache.num_kv_heads
+    rows = 1 if newest else next(n for n in (4, 3, 2, 1) if group % n == 0 and (n == 1 or head_dim <= 128))
+    tokens, sequences = q.shape[0], batch.seq_lens.shape[0]
+    one_each = batch.max_query_len == 1 and tokens == sequences
+    warps = 8 if newest else 4
+    kernel = _decode_scalar(
+        q.dtype, cache.keys.dtype, head_dim, cache.block_size, rows, warps, one_each, newest is not None,
+        _ahead(batch, newest),
+    )  # fmt: skip
+    launch(
+        kernel, (tokens, heads // rows, out.shape[1]), warps * 32,
+        *_operands(q, cache, batch, out, stats, newest), sequences, heads, cache.num_kv_heads,
+        *_sizes(q, batch, out, newest, scale),
+    )  # fmt: skip
+
+
+def merge_parts(partial: Tensor, stats: Tensor, out: Tensor) -> None:
+    """Put together parts of contexts.
+
+    Args:
+        partial: [T, parts, H, d], each part divided by its sum of weights.
+        stats: float32 [T, parts, H, 2]: largest score times log2 e, sum of weights relative to it.
+        out: [T, H, d].
+    """
+    tokens, parts, heads, head_dim = partial.shape
+    launch(
+        _merge_parts(partial.dtype, head_dim), -(-tokens * heads // 4), 128,
+        partial, stats, out, tokens, heads, parts, *out.strides[:2],
+    )  # fmt: skip
+
+
+def _ahead(batch: Batch, newest: Newest | None) -> bool:
+    return newest is not None and batch.is_captured_step
+
+
+def _operands(
+    q: Tensor, cache: LayerCache, batch: Batch, out: Tensor, stats: Tensor | None, newest: Newest | None
+) -> tuple[Tensor | None, ...]:
+    of_batch = batch.block_table, batch.query_start_loc, batch.seq_lens
+    if newest is None:
+        return q, cache.keys, cache.values, *of_batch, out, stats, None, None, None, None, None
+    of_new = batch.positions, batch.slot_mapping, newest.cos_sin, newest.q_norm, newest.k_norm
+    return q, cache.keys, cache.values, *of_batch, out, stats, *of_new
+
+
+def _sizes(
+    q: Tensor, batch: Batch, out: Tensor, newest: Newest | None, scale: float
+) -> tuple[int | float, ...]:
+    positions, row, eps = (newest.cos_sin.shape[0], newest.cos_sin.strides[0], newest.eps) if newest else (0, 0, 0.0)
+    q_head = out.shape[3] if newest else q.strides[1]
+    return positions, q.strides[0], q_head, *out.strides[:3], batch.block_table.strides[0], row, scale, eps
+
+
+@remembered
+def _decode_mma(
+    dtype: DType, head_dim: int, block_size: int, heads: int, warps: int, stages: int, fused: bool, ahead: bool
+) -> Kernel:
+    return Kernel(
+        _FOLDER / "decode_mma.cu", "decode_mma", T=dtype, C=dtype, D=head_dim, BLOCK=block_size, HEADS=heads,
+        WARPS=warps, STAGES=stages, FUSED=fused, AHEAD=ahead,
+    )  # fmt: skip
+
+
+@remembered
+def _decode_scalar(
+    dtype: DType,
+    cache_dtype: DType,
+    head_dim: int,
+    block_size: int,
+    heads: int,
+    warps: int,
+    one_each: bool,
+    fused: bool,
+    ahead: bool,
+) -> Kernel:
+    return Kernel(
+        _FOLDER / "decode.cu", "decode", T=dtype, C=cache_dtype, D=head_dim, BLOCK=block_size, HEADS=heads,
+        WARPS=warps, BATCH=3 if head_dim <= 256 else 1, ONE_EACH=one_each, FUSED=fused, AHEAD=ahead,
+    )  # fmt: skip
+
+
+@remembered
+def _merge_parts(dtype: DType, head_dim: int) -> Kernel:
+    return Kernel(_FOLDER / "merge_parts.cu", "merge_parts", T=dtype, D=head_dim)
