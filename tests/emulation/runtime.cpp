@@ -60,7 +60,7 @@ struct Fiber {
 #else
     ucontext_t context;
 #endif
-    char* stack;
+    char *stack, *top;
     uint3 index;
     unsigned warp, lane;
     bool ended, waited;
@@ -140,7 +140,7 @@ emulated_switch:
 void switch_fibers(Fiber& from, Fiber& to) { emulated_switch(&from.stack_pointer, to.stack_pointer); }
 
 void prepare(Fiber& fiber, void (*start)()) {
-    auto top = reinterpret_cast<void**>(fiber.stack + STACK_BYTES);
+    auto top = reinterpret_cast<void**>(fiber.top);
     *--top = nullptr;
     *--top = reinterpret_cast<void*>(start);
     for (int i = 0; i < 6; i++) *--top = nullptr;
@@ -152,7 +152,7 @@ void switch_fibers(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.cont
 void prepare(Fiber& fiber, void (*start)()) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = STACK_BYTES;
+    fiber.context.uc_stack.ss_size = fiber.top - fiber.stack;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, start, 0);
 }
@@ -482,6 +482,7 @@ void prepare_fibers() {
             if (memory == MAP_FAILED) abort();
             mprotect(memory, PAGE, PROT_NONE);
             fiber.stack = static_cast<char*>(memory) + PAGE;
+            fiber.top = fiber.stack + STACK_BYTES - i % 13 * 320;  // stacks use different lines of the processor's cache
             fiber.warp = i / 32;
             fiber.lane = i % 32;
         }
