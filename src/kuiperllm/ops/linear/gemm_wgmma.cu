@@ -13,9 +13,9 @@
 //                 2: the blocks of a cluster each take a part of K, and send their sums to the first one
 //   RESIDENT      blocks on a multiprocessor at a time
 //   STREAM        1: W is read once: the second-level cache drops it first and keeps X
-//   EPILOGUE      0: Y = product. 1: Y += product. 2: Y[M, F] = silu(gate) * up, W = [F gate rows; F up rows], F % 8 == 0
-//   BIAS          1: `bias` is added to the product
 //   DIRECT        1: threads write Y themselves (any type, any alignment); 0: the copy engine does (OUT = T)
+// EPILOGUE, BIAS: see gemm.cuh; with EPILOGUE 2, F is a multiple of 8.
+#include "gemm.cuh"
 #include "hopper.cuh"
 
 constexpr int STEP = 64;                 // columns of K in a stage: 128 bytes, as wide as a swizzled row can be
@@ -29,13 +29,13 @@ constexpr int ROWS_Q = SHARING && !SHARE_P ? TILE_Q / CLUSTER : TILE_Q;
 // Results leave in chunks through two buffers of each warpgroup: 64 rows of P by CHUNK columns of Q.
 constexpr int CHUNK = TILE_Q % 64 == 0 ? 64 : SWAP ? TILE_Q : TILE_Q % 32 == 0 ? 32 : 16;
 constexpr int CHUNK_BYTES = 64 * CHUNK * 2;
-constexpr int CHUNKS = TILE_Q / CHUNK / (EPILOGUE == 2 && !SWAP ? 2 : 1);
+constexpr int CHUNKS = TILE_Q / CHUNK / (GATED && !SWAP ? 2 : 1);
 constexpr int PARTIAL_BYTES = SPLIT == 2 ? TILE_P * TILE_Q * 4 : 0;       // sums from another block of the cluster
 constexpr int PARTIALS_AT = STAGES * STAGE_BYTES + (DIRECT ? 0 : GROUPS * 2 * CHUNK_BYTES);
 constexpr int BARRIERS_AT = PARTIALS_AT + (CLUSTER - 1) * PARTIAL_BYTES;
 
 static_assert(TILE_P % 64 == 0 && TILE_Q % 16 == 0 && ROWS_P % 8 == 0 && ROWS_Q % 8 == 0, "tile");
-static_assert(SWAP || EPILOGUE == 0 || TILE_Q % (EPILOGUE == 2 ? 128 : 64) == 0, "tile of a fused epilogue");
+static_assert(SWAP || EPILOGUE == 0 || TILE_Q % (GATED ? 128 : 64) == 0, "tile of a fused epilogue");
 static_assert(!SWAP || TILE_Q <= 64 || TILE_Q % 64 == 0, "tile");
 
 // Where things lie in shared memory.
@@ -77,10 +77,8 @@ struct Work {
             at += stride;
         }
         if (SPLIT == 2) begin = steps * rank / CLUSTER, stop = steps * (rank + 1) / CLUSTER;
-        // Columns of `raster` tiles along P, walked down P first: neighbours in time share rows in the cache.
-        int column = tile / (raster * tiles_q), first = column * raster, width = min(raster, tiles_p - first);
-        int rest = tile - column * raster * tiles_q;
-        q = rest / width, p = first + rest - q * width;
+        const Tile place = tile_at(tile, tiles_p, tiles_q, raster);
+        p = place.p, q = place.q;
         if (SHARING && !SHARE_P) p = p * CLUSTER + rank;
         if (SHARING && SHARE_P) q = q * CLUSTER + rank;
         return true;
@@ -115,8 +113,8 @@ template <int TILE, int ROWS, bool PAIRED> struct Source {
 
 DEVICE void copy_operands(const Layout& at, Work work, int rank, const TensorMap* map_p, const TensorMap* map_q) {
     const Policy of_w = STREAM ? EVICT_FIRST : EVICT_NORMAL, of_x = STREAM ? EVICT_LAST : EVICT_NORMAL;
-    const Source<TILE_P, ROWS_P, SWAP && EPILOGUE == 2> operand_p = {map_p, SWAP ? of_w : of_x};
-    const Source<TILE_Q, ROWS_Q, !SWAP && EPILOGUE == 2> operand_q = {map_q, SWAP ? of_x : of_w};
+    const Source<TILE_P, ROWS_P, SWAP && GATED> operand_p = {map_p, SWAP ? of_w : of_x};
+    const Source<TILE_Q, ROWS_Q, !SWAP && GATED> operand_q = {map_q, SWAP ? of_x : of_w};
     auto load_p = [&](const Work& w, int step, int s) { operand_p.load(at.stages + s * STAGE_BYTES, at.full + 8 * s, step, w.p, rank); };
     auto load_q = [&](const Work& w, int step, int s) { operand_q.load(at.stages + s * STAGE_BYTES + P_BYTES, at.full + 8 * s, step, w.q, rank); };
 
@@ -229,45 +227,43 @@ DEVICE bool merge_in_workspace(float (&acc)[ACCUMULATORS], const Layout& at, con
 // of W alternate by eights.
 
 DEVICE void add_bias(float (&acc)[ACCUMULATORS], const float* bias, int width, int x, int warp, int lane) {
-    auto value = [&](int n, int up) { return n < width ? __ldg(bias + n + up * width) : 0.f; };
     if (SWAP) {
-        const int n = x + warp * (EPILOGUE == 2 ? 8 : 16) + lane / 4;
-        const float low = value(n, 0), high = EPILOGUE == 2 ? value(n, 1) : value(n + 8, 0);
+        const int n = x + warp * (GATED ? 8 : 16) + lane / 4;
+        const float low = bias_at(bias, width, n), high = bias_at(bias, width, GATED ? n : n + 8, GATED);
 #pragma unroll
         for (int i = 0; i < ACCUMULATORS; i += 4) acc[i] += low, acc[i + 1] += low, acc[i + 2] += high, acc[i + 3] += high;
     } else {
 #pragma unroll
         for (int j = 0; j < TILE_Q / 8; j++) {
-            const int n = x + (EPILOGUE == 2 ? j / 2 : j) * 8 + lane % 4 * 2, up = EPILOGUE == 2 ? j % 2 : 0;
-            const float low = value(n, up), high = value(n + 1, up);
+            const int n = x + (GATED ? j / 2 : j) * 8 + lane % 4 * 2, up = GATED ? j % 2 : 0;
+            const float low = bias_at(bias, width, n, up), high = bias_at(bias, width, n + 1, up);
             acc[4 * j] += low, acc[4 * j + 1] += high, acc[4 * j + 2] += low, acc[4 * j + 3] += high;
         }
     }
 }
 
-DEVICE float gated(float gate, float up) { return silu(gate) * up; }
-
 // DIRECT: every thread writes its own elements.
-DEVICE void write_direct(const float (&acc)[ACCUMULATORS], OUT* out, long long stride, int rows, int width, int x, int y, int warp, int lane) {
-    auto put = [&](int m, int n, float value) {
-        if (m >= rows || n >= width) return;
-        OUT* at = out + m * stride + n;
-        *at = from_float<OUT>(EPILOGUE == 1 ? value + to_float(*at) : value);
-    };
+DEVICE void write_direct(const float (&acc)[ACCUMULATORS], const Result& result, int x, int y, int warp, int lane) {
     const int g = lane / 4, t = lane % 4;
 #pragma unroll
-    for (int j = 0; j < TILE_Q / 8; j++) {
+    for (int j = 0; j < TILE_Q / 8; j += GATED && !SWAP ? 2 : 1) {
         const float* a = acc + 4 * j;
         if (SWAP) {
-            const int m = y + 8 * j + 2 * t, n = x + warp * (EPILOGUE == 2 ? 8 : 16) + g;
-            if (EPILOGUE == 2) put(m, n, gated(a[0], a[2])), put(m + 1, n, gated(a[1], a[3]));
-            else put(m, n, a[0]), put(m + 1, n, a[1]), put(m, n + 8, a[2]), put(m + 1, n + 8, a[3]);
-        } else if (EPILOGUE != 2) {
-            const int m = y + 16 * warp + g, n = x + 8 * j + 2 * t;
-            put(m, n, a[0]), put(m, n + 1, a[1]), put(m + 8, n, a[2]), put(m + 8, n + 1, a[3]);
-        } else if (j % 2 == 0) {
-            const int m = y + 16 * warp + g, n = x + 4 * j + 2 * t;
-            put(m, n, gated(a[0], a[4])), put(m, n + 1, gated(a[1], a[5])), put(m + 8, n, gated(a[2], a[6])), put(m + 8, n + 1, gated(a[3], a[7]));
+            const int m = y + 8 * j + 2 * t, n = x + warp * (GATED ? 8 : 16) + g;
+            if (GATED) {
+                result.put(m, n, gated(a[0], a[2]));
+                result.put(m + 1, n, gated(a[1], a[3]));
+            } else {
+#pragma unroll
+                for (int i = 0; i < 4; i++) result.put(m + i % 2, n + i / 2 * 8, a[i]);
+            }
+        } else {
+            const int m = y + 16 * warp + g, n = x + (GATED ? 4 : 8) * j + 2 * t;
+#pragma unroll
+            for (int i = 0; i < 4; i += 2) {
+                if (GATED) result.put(m + 4 * i, n, gated(a[i], a[4 + i]), gated(a[i + 1], a[5 + i]));
+                else result.put(m + 4 * i, n, a[i], a[i + 1]);
+            }
         }
     }
 }
@@ -292,7 +288,7 @@ DEVICE void stage_matrices(unsigned row, const float* a) {
 // Chunk c to its buffer, in the order that the map of Y has: rows of Y of 128, 64 or 32 bytes, swizzled by that width.
 DEVICE void stage_chunk(const float (&acc)[ACCUMULATORS], unsigned buffer, int c, int warp, int lane) {
     const int matrix = lane / 8, r = lane % 8;
-    if (!SWAP && EPILOGUE != 2) {
+    if (!SWAP && !GATED) {
 #pragma unroll
         for (int j = 0; j < CHUNK / 8; j += 2) {
             const int row = warp * 16 + (matrix & 1) * 8 + r, column = j + (matrix >> 1);
@@ -309,7 +305,7 @@ DEVICE void stage_chunk(const float (&acc)[ACCUMULATORS], unsigned buffer, int c
             const int row = warp * 16 + (matrix & 1) * 8 + r, column = j + (matrix >> 1);
             stage_matrices(buffer + row * 128 + ((column ^ (row & 7)) << 4), value);
         }
-    } else if (EPILOGUE != 2) {
+    } else if (!GATED) {
 #pragma unroll
         for (int j = 0; j < CHUNK / 8; j += 2) {
             const int row = (j + (matrix >> 1)) * 8 + r, column = warp * 2 + (matrix & 1);
@@ -420,8 +416,8 @@ gemm(const __grid_constant__ TensorMap map_p, const __grid_constant__ TensorMap 
         Ring ring;
         wait_for_previous();
         while (work.next(rank)) {
-            const int along_p = (work.p * TILE_P + group * 64) / (SWAP && EPILOGUE == 2 ? 2 : 1);
-            const int along_q = work.q * TILE_Q / (!SWAP && EPILOGUE == 2 ? 2 : 1);
+            const int along_p = (work.p * TILE_P + group * 64) / (SWAP && GATED ? 2 : 1);
+            const int along_q = work.q * TILE_Q / (!SWAP && GATED ? 2 : 1);
             const int x = SWAP ? along_p : along_q, y = SWAP ? along_q : along_p;
             const bool early = EPILOGUE == 1 && !DIRECT && (SPLIT == 0 || (SPLIT == 2 && rank == 0));
             if (early) chunks.fetch_first(x, y);
@@ -447,7 +443,7 @@ gemm(const __grid_constant__ TensorMap map_p, const __grid_constant__ TensorMap 
             if (SPLIT == 1 && !(work.begin == 0 && work.stop == steps) &&
                 !merge_in_workspace(acc, at, work, rank, group, thread, workspace, counters)) continue;
             if (BIAS) add_bias(acc, bias, width, x, warp, lane);
-            if (DIRECT) write_direct(acc, out, stride, rows, width, x, y, warp, lane);
+            if (DIRECT) write_direct(acc, Result(out, stride, rows, width), x, y, warp, lane);
             else {
                 if (EPILOGUE == 1 && !early) chunks.fetch_first(x, y);
                 chunks.write(acc, x, y, warp, lane);
