@@ -7,15 +7,19 @@ import os
 import platform
 import re
 import shlex
-import subprocess
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib import metadata, resources
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kuiperllm.config import settings
+
+if TYPE_CHECKING:
+    from kuiperllm.core import Device
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)\s*>=\s*([0-9.]+)")
@@ -46,8 +50,8 @@ def diagnose() -> list[Finding]:
         ("cpu", _cpu),
         ("threads", _threads),
         ("memory", _memory),
-        ("gpu", _gpu),
-        ("kernel cache", _kernel_cache),
+        ("gpu", _gpus),
+        ("kernel cache", _kernel_caches),
         ("demo model", _demo_model),
         ("self-test", _self_test),
     )
@@ -140,39 +144,79 @@ def _memory() -> Iterator[Finding]:
     yield Finding("huge pages", mode, problem, fix, facts={"mode": mode})
 
 
-def _gpu() -> Iterator[Finding]:
-    query = ("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
+def _gpus() -> Iterator[Finding]:
+    """The GPUs, what keeps them from being used, and one kernel on the first. The CPU does without them."""
+    from kuiperllm.backends.cuda.nvidia import survey
+    from kuiperllm.errors import DeviceError
+
     try:
-        output = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        yield Finding("gpu", "none found (nvidia-smi does not run)", facts={"gpus": []})
+        driver, gpus = survey()
+    except DeviceError as error:
+        if not _has_nvidia_hardware():
+            yield Finding("gpu", "none found", facts={"gpus": []})
+            return
+        missing = any(find_spec(f"cuda.{name}") is None for name in ("core", "bindings"))
+        fix = shlex.join((sys.executable, "-m", "pip", "install", "kuiperllm[cuda]")) if missing else None
+        yield Finding("gpu", "cannot be used", str(error), fix, facts={"gpus": []})
         return
-    gpus = [line.strip() for line in output.splitlines() if line.strip()]
-    note = "the CUDA back end is not part of this version"
-    yield Finding("gpu", f"{'; '.join(gpus) or 'none'} ({note})", facts={"gpus": gpus})
-
-
-def _kernel_cache() -> Iterator[Finding]:
-    from kuiperllm.backends.cpu.jit import cache_dir
+    from kuiperllm.backends.cuda.nvidia import MIN_COMPUTE_CAPABILITY
     from kuiperllm.core.memory import format_bytes
 
-    folder = cache_dir()
-    sizes = [path.stat().st_size for path in folder.glob("*.o")]
+    for index, gpu in enumerate(gpus):
+        capability = "{}.{}".format(*gpu.compute_capability)
+        facts = {**gpu._asdict(), "driver": driver, "device": f"cuda:{index}"}
+        value = f"cuda:{index}: {gpu.name}, {format_bytes(gpu.total_bytes)}, compute capability {capability}"
+        problem = None
+        if gpu.compute_capability < MIN_COMPUTE_CAPABILITY:
+            problem = "the chip is too old: compute capability {}.{} is needed".format(
+                *MIN_COMPUTE_CAPABILITY
+            )
+        yield Finding("gpu", f"{value}, driver for CUDA {driver}", problem, facts=facts)
+    yield from _gpu_self_test()
+
+
+def _has_nvidia_hardware() -> bool:
+    """Whether there is a sign of a GPU or of its driver."""
+    return shutil.which("nvidia-smi") is not None or any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _gpu_self_test() -> Iterator[Finding]:
+    """Compile, or take from the cache, one kernel and run it on the first GPU."""
+    from kuiperllm.core import Device
+    from kuiperllm.errors import KuiperError
+
+    try:
+        right = _adds_on(Device("cuda:0"))
+    except KuiperError as error:
+        yield Finding("gpu self-test", "failed", str(error))
+        return
+    problem = None if right else "a kernel computes wrong numbers; delete the kernel cache"
+    yield Finding("gpu self-test", "a kernel ran" if right else "failed", problem)
+
+
+def _kernel_caches() -> Iterator[Finding]:
+    """Where compiled kernels are kept, for each back end that has compiled some."""
+    from kuiperllm.backends.cpu import jit as cpu
+    from kuiperllm.backends.cuda import jit as cuda
+
+    yield _kernel_cache("kernel cache", cpu.cache_dir(), "*.o")
+    if cuda.cache_dir().is_dir():
+        yield _kernel_cache("gpu kernel cache", cuda.cache_dir(), "*.cubin")
+
+
+def _kernel_cache(name: str, folder: Path, pattern: str) -> Finding:
+    from kuiperllm.core.memory import format_bytes
+
+    sizes = [path.stat().st_size for path in folder.glob(pattern)]
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     facts = {"path": str(folder), "entries": len(sizes), "bytes": sum(sizes), "writable": writable}
     value = f"{folder}: {len(sizes)} kernels, {format_bytes(sum(sizes))}"
-    if writable:
-        yield Finding("kernel cache", value, facts=facts)
-        return
-    problem = f"{existing} cannot be written to: kernels are compiled again by every process"
-    yield Finding(
-        "kernel cache",
-        value,
-        problem,
-        "export KUIPER_CACHE_DIR=FOLDER, one that you can write to",
-        facts=facts,
-    )
+    problem, fix = None, None
+    if not writable:
+        problem = f"{existing} cannot be written to: kernels are compiled again by every process"
+        fix = "export KUIPER_CACHE_DIR=FOLDER, one that you can write to"
+    return Finding(name, value, problem, fix, facts=facts)
 
 
 def _demo_model() -> Iterator[Finding]:
@@ -190,13 +234,20 @@ def _demo_model() -> Iterator[Finding]:
 
 def _self_test() -> Iterator[Finding]:
     """Compile, or take from the cache, one kernel and run it."""
+    from kuiperllm.core import Device
+
+    right = _adds_on(Device("cpu"))
+    problem = None if right else "a kernel computes wrong numbers; delete the kernel cache"
+    yield Finding("self-test", "a kernel ran" if right else "failed", problem, fatal=not right)
+
+
+def _adds_on(device: Device) -> bool:
+    """Whether a kernel adds numbers right."""
     import numpy as np
 
     from kuiperllm.core import Tensor
     from kuiperllm.ops.add import add
 
     numbers = np.arange(1024, dtype=np.float32).reshape(4, 256)
-    result = add(Tensor.from_numpy(numbers), Tensor.from_numpy(numbers)).numpy()
-    right = bool((result == 2 * numbers).all())
-    problem = None if right else "a kernel computes wrong numbers; delete the kernel cache"
-    yield Finding("self-test", "a kernel ran" if right else "failed", problem, fatal=not right)
+    x = Tensor.from_numpy(numbers).to(device)
+    return bool((add(x, x).numpy() == 2 * numbers).all())

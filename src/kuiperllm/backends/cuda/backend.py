@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
 
 from kuiperllm.backends.cuda.driver import Driver
 from kuiperllm.backends.cuda.graph import CudaGraph, EmptyGraph
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 Collected = dict["Kernel", None]
 
-_backends: dict[int, CudaBackend] = {}
+_backends: WeakValueDictionary[int, CudaBackend] = WeakValueDictionary()
 """The GPUs in use: a copy between two of them has to wait for both."""
 
 
@@ -101,26 +102,24 @@ class CudaBackend(Backend):
     def copy(self, dst_address: int, src_address: int, nbytes: int, kind: CopyKind) -> None:
         """Copy bytes to, from or within this GPU, or from another one to this one.
 
+        While a graph is recorded, copies within the GPU become part of it; others are done at once.
+
         Raises:
-            DeviceError: both ends are on the host, or one is while a graph is recorded.
+            DeviceError: both ends are on the host.
         """
-        mode = self._mode()
-        if isinstance(mode, dict):
+        if isinstance(self._mode(), dict):
             if kind is CopyKind.device_to_host:
                 ctypes.memset(dst_address, 0, nbytes)
             return
         self.activate()
-        if kind is CopyKind.device_to_device:
-            self._copy_on_device(dst_address, src_address, nbytes)
-            return
-        if kind is CopyKind.host_to_host:
-            raise DeviceError("the CUDA back end cannot copy host to host: the CPU has to")
-        if mode is not None:
-            raise DeviceError(f"cannot copy {kind.value} while a graph is recorded; copy before or after")
         if kind is CopyKind.host_to_device:
             self._staging.upload(dst_address, src_address, nbytes, self._stream)
-        else:
+        elif kind is CopyKind.device_to_host:
             self._staging.download(dst_address, src_address, nbytes, self._stream)
+        elif kind is CopyKind.device_to_device:
+            self._copy_on_device(dst_address, src_address, nbytes)
+        else:
+            raise DeviceError("the CUDA back end cannot copy host to host: the CPU has to")
 
     def _copy_on_device(self, dst: int, src: int, nbytes: int) -> None:
         if len(_backends) > 1 and not (self._memory.owns(dst) and self._memory.owns(src)):
@@ -134,8 +133,6 @@ class CudaBackend(Backend):
 
     def _copy_between_devices(self, dst: int, src: int, nbytes: int) -> None:
         """Copy from another GPU when it has computed the values; it goes on when they have been read."""
-        if self._mode() is not None:
-            raise DeviceError("cannot copy between GPUs while a graph is recorded; copy before or after")
         others = [backend for backend in _backends.values() if backend is not self]
         for other in others:
             if other._memory.owns(src):
@@ -167,11 +164,11 @@ class CudaBackend(Backend):
         copy_strided(self, dst_address, dst_strides, src_address, src_strides, shape, itemsize)
 
     def fill(self, address: int, byte: int, nbytes: int) -> None:
-        """Set `nbytes` bytes to `byte`."""
+        """Set `nbytes` bytes to `byte`, at once even while a graph is recorded."""
         if isinstance(self._mode(), dict):
             return
         self.activate()
-        self.driver.fill(address, byte, nbytes, self.stream)
+        self.driver.fill(address, byte, nbytes, self._stream)
 
     def spare(self, nbytes: int) -> Buffer:
         """Memory for the time of a copy: who gets it next overwrites it behind that in the queue."""
@@ -234,12 +231,14 @@ class CudaBackend(Backend):
 
     def prepare(self, work: Callable[[], object]) -> None:
         """Compile the kernels that `work` would launch, on all processors at once, without running it."""
-        from kuiperllm.backends.cuda.jit import compile_all
+        from kuiperllm.backends.cuda.launch import compile_all, load
 
         kernels: Collected = {}
         with self.collecting(kernels):
             work()
-        compile_all(kernels, self.driver.chip.arch)
+        compile_all(kernels, self.device)
+        for kernel in kernels:
+            load(kernel, self.device)
 
     @contextmanager
     def capture(self) -> Iterator[Graph]:

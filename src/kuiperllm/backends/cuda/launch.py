@@ -35,6 +35,7 @@ __all__ = [
     "compile_all",
     "launch",
     "launch_on",
+    "load",
     "parse_signatures",
     "tensor_map",
 ]
@@ -117,7 +118,7 @@ def _queue(
     backend: CudaBackend = device.backend  # type: ignore[assignment]
     if backend.modes and backend.intercepts(kernel, args):
         return
-    ready: _Loaded = kernel.loaded.get(device) or _load(kernel, device)  # type: ignore[assignment]
+    ready: _Loaded = kernel.loaded.get(device) or load(kernel, device)  # type: ignore[assignment]
     sizes = (grid, 1, 1) if type(grid) is int else (*grid, 1, 1)[:3]  # type: ignore[misc]
     if 0 in sizes:
         return
@@ -197,7 +198,14 @@ def argument_layout(types: Iterable[str]) -> tuple[str, list[int]]:
     return layout, offsets
 
 
-def _load(kernel: Kernel, device: Device) -> _Loaded:
+def load(kernel: Kernel, device: Device) -> _Loaded:
+    """Make a kernel ready on a device now, rather than when it is first launched.
+
+    Raises:
+        KernelError: it does not compile, or the driver refuses it.
+    """
+    if (ready := kernel.loaded.get(device)) is not None:
+        return ready  # type: ignore[return-value]
     backend = _backend(device)
     types = signature(kernel.source, kernel.name)
     entry = jit.binary(kernel, backend.driver.chip.arch)
