@@ -28,12 +28,12 @@ def install() -> Device:
     """Make `Device("cuda:0")` the emulated one; the same each time."""
     if _platforms:
         return _opened[0][0]
+    made = _opened[0][1] if _opened else EmulatedDriver()
     _platforms.append(cuda.platform)
-    cuda.platform = cuda.Platform(lambda _: _opened[0][1] if _opened else EmulatedDriver(), EmulatedCompiler)
+    cuda.platform = cuda.Platform(lambda _: made, EmulatedCompiler)
     _real.update({name: Device._known.pop(name) for name in _NAMES if name in Device._known})
     if not _opened:
         device = Device("cuda:0")
-        made = device.backend.driver
         device._allocator = GuardedAllocator(device, made)
         _opened.append((device, made))
     device = _opened[0][0]

@@ -6,6 +6,7 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -37,8 +38,8 @@ __attribute__((visibility("default"))) void emulated_shared_range(char** range) 
 
 
 def gxx() -> str | None:
-    """Where g++ is; None if there is none."""
-    return shutil.which("g++")
+    """Where g++ is; None if there is none, or it does not make ELF files."""
+    return shutil.which("g++") if sys.platform == "linux" else None
 
 
 class EmulatedCompiler(Compiler):
@@ -46,10 +47,9 @@ class EmulatedCompiler(Compiler):
 
     def __init__(self) -> None:
         self._gxx = gxx() or "g++"
-        names = ("runtime.h", "runtime.cpp", "emulated.h", "twins.h", "compiler.py")
         digest = hashlib.sha256(_version_of(self._gxx).encode())
-        for name in names:
-            digest.update((HERE / name).read_bytes())
+        for path in sorted([*HERE.glob("*.h"), HERE / "runtime.cpp", HERE / "compiler.py"]):
+            digest.update(path.read_bytes())
         self.version = f"emulated {digest.hexdigest()[:16]}"
 
     def compile(self, source: str, name: str, arch: str) -> tuple[bytes, str]:

@@ -4,6 +4,8 @@
 // is a deadlock and ends the launch with an error that says who waits where, as do accesses to memory that is not
 // there. Everything here belongs to one launch at a time.
 #include "runtime.h"
+#include "stacks.h"
+#include "watched.h"
 
 #include <csignal>
 #include <cstdarg>
@@ -14,13 +16,9 @@
 #include <map>
 #include <pthread.h>
 #include <string>
-#include <sys/mman.h>
 #include <sys/time.h>
 #include <utility>
 #include <vector>
-#ifndef __x86_64__
-#include <ucontext.h>
-#endif
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -39,13 +37,6 @@ char (&dynamic_shared)[MAX_SHARED] = dynamic_memory.data;
 
 namespace {
 
-constexpr size_t STACK_BYTES = 128 * 1024;
-constexpr size_t PAGE = 4096;
-constexpr size_t RED_BYTES = 512;
-// What red zones are filled with: no number in float32, float16 and bfloat16, and none that arithmetic on it leaves
-// as it is. A few variants, so that copies from one red zone to another are noticed.
-constexpr uint16_t RED = 0x7fa0;
-constexpr unsigned RED_VARIANTS = 31;
 constexpr int BARRIERS = 16;
 
 struct Copy {
@@ -55,12 +46,7 @@ struct Copy {
 };
 
 struct Fiber {
-#ifdef __x86_64__
-    void* stack_pointer;
-#else
-    ucontext_t context;
-#endif
-    char *stack, *top;
+    Stack stack;
     uint3 index;
     unsigned warp, lane;
     bool ended, waited;
@@ -106,57 +92,10 @@ Fiber* current;
 Fiber main_fiber;
 unsigned ready_warps;
 unsigned num_ended;
+bool is_first_block, previous_ended;
+Fiber* waiting_for_previous;
 std::string failure;
 bool failed;
-
-// --- switching ---------------------------------------------------------------------------------------------
-
-#ifdef __x86_64__
-extern "C" void emulated_switch(void** save, void* load);
-asm(R"(
-.text
-.globl emulated_switch
-.hidden emulated_switch
-.type emulated_switch, @function
-emulated_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-.size emulated_switch, .-emulated_switch
-)");
-
-void switch_fibers(Fiber& from, Fiber& to) { emulated_switch(&from.stack_pointer, to.stack_pointer); }
-
-void prepare(Fiber& fiber, void (*start)()) {
-    auto top = reinterpret_cast<void**>(fiber.top);
-    *--top = nullptr;
-    *--top = reinterpret_cast<void*>(start);
-    for (int i = 0; i < 6; i++) *--top = nullptr;
-    fiber.stack_pointer = top;
-}
-#else
-void switch_fibers(Fiber& from, Fiber& to) { swapcontext(&from.context, &to.context); }
-
-void prepare(Fiber& fiber, void (*start)()) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack;
-    fiber.context.uc_stack.ss_size = fiber.top - fiber.stack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, start, 0);
-}
-#endif
 
 void go_to(Fiber& next) {
     Fiber& from = *current;
@@ -164,7 +103,7 @@ void go_to(Fiber& next) {
     current = &next;
     threadIdx = next.index;
     lane = next.lane;
-    switch_fibers(from, next);
+    switch_stacks(from.stack, next.stack);
 }
 
 unsigned random_below(unsigned n) {
@@ -216,143 +155,18 @@ void fiber_main() {
     }
 }
 
-// --- memory ------------------------------------------------------------------------------------------------
-
-const char* red(unsigned variant) {
-    static uint16_t patterns[RED_VARIANTS][512];
-    uint16_t* pattern = patterns[variant];
-    if (!pattern[0])
-        for (int i = 0; i < 512; i++) pattern[i] = RED + 1 + variant;
-    return reinterpret_cast<char*>(pattern);
-}
-
-void fill_red(char* p, size_t bytes, unsigned variant = 0) { memcpy(p, red(variant), bytes); }
-bool is_red(const char* p, size_t bytes, unsigned variant = 0) { return memcmp(p, red(variant), bytes) == 0; }
-
-struct Range {
-    size_t start, bytes;
-};
-
-// A piece of memory with RED_BYTES on either side.
-struct Block {
-    size_t bytes;
-    unsigned variant;
-    // What it held after the last kernel, and which of that was written by kernels that may still run when the next one
-    // starts; only of blocks that kernels are given.
-    std::vector<char> shadow;
-    std::vector<bool> dirty_words;
-    std::vector<Range> dirty;
-};
-
-std::map<uintptr_t, Block>& blocks() {
-    static std::map<uintptr_t, Block> all;
-    return all;
-}
-
-const char* damaged_block() {
-    static char text[160];
-    for (auto& [address, block] : blocks()) {
-        auto p = reinterpret_cast<char*>(address);
-        unsigned variant = block.variant;
-        bool before = is_red(p - RED_BYTES, RED_BYTES, variant), after = is_red(p + block.bytes, RED_BYTES, variant);
-        if (before && after) continue;
-        snprintf(text, sizeof text, "wrote outside its memory: just %s a piece of %zu bytes at %p",
-                 before ? "behind" : "in front of", block.bytes, static_cast<void*>(p));
-        if (!before) fill_red(p - RED_BYTES, RED_BYTES, variant);
-        if (!after) fill_red(p + block.bytes, RED_BYTES, variant);
-        return text;
-    }
-    return nullptr;
-}
-
-// --- dependent launch ---------------------------------------------------------------------------------------
-//
-// Before it waits for the kernel in front, a kernel may run while that one, and the ones before it, still do: what
-// they write is unknown. So until every thread of a block that can has reached wait_for_previous(), the bytes that
-// those kernels wrote are taken away (0xff), and nothing may be written.
-
-constexpr size_t MAX_SHADOW = 64 << 20;
-constexpr size_t WORD = 4;
-constexpr size_t HIDDEN_BYTES_PER_LAUNCH = 64 << 20;
-
-std::vector<char> hidden;
-size_t hidden_budget;
-bool is_hidden, is_first_block;
-Fiber* waiting_for_previous;
-bool previous_ended;
-
-template <typename Action> void for_each_dirty(Action action) {
-    for (auto& [address, block] : blocks())
-        for (auto& range : block.dirty) action(reinterpret_cast<char*>(address) + range.start, range.bytes);
-}
-
-void hide() {
-    size_t bytes = 0;
-    for_each_dirty([&](char*, size_t n) { bytes += n; });
-    is_hidden = bytes <= hidden_budget;
-    if (!is_hidden) return;
-    hidden_budget -= bytes;
-    hidden.resize(bytes);
-    char* saved = hidden.data();
-    for_each_dirty([&](char* p, size_t n) {
-        memcpy(saved, p, n);
-        memset(p, 0xff, n);
-        saved += n;
-    });
-}
-
-void reveal() {
-    if (!is_hidden) return;
-    bool overwritten = false;
-    for_each_dirty([&](char* p, size_t n) {
-        for (size_t i = 0; is_first_block && i < n; i++) overwritten |= p[i] != char(0xff);
-    });
-    const char* saved = hidden.data();
-    for_each_dirty([&](char* p, size_t n) {
-        memcpy(p, saved, n);
-        saved += n;
-    });
-    is_hidden = false;
-    if (is_first_block)
-        for (auto& [address, block] : blocks()) {
-            auto p = reinterpret_cast<char*>(address);
-            if (!block.shadow.empty() && memcmp(p, block.shadow.data(), block.bytes)) overwritten = true;
-        }
-    if (overwritten) failure = "wrote to memory before wait_for_previous()", failed = true;
-}
-
-// Before a kernel: what memory holds.
-void remember() {
-    for (auto& [address, block] : blocks())
-        if (!block.shadow.empty()) memcpy(block.shadow.data(), reinterpret_cast<char*>(address), block.bytes);
-}
-
-// After a kernel: what it changed is unknown to the next one.
-void mark_changes() {
-    for (auto& [address, block] : blocks()) {
-        auto p = reinterpret_cast<char*>(address);
-        if (block.shadow.empty() || memcmp(p, block.shadow.data(), block.bytes) == 0) continue;
-        size_t words = (block.bytes + WORD - 1) / WORD;
-        block.dirty_words.resize(words);
-        for (size_t i = 0; i < block.bytes; i++)
-            if (p[i] != block.shadow[i]) block.dirty_words[i / WORD] = true;
-        block.dirty.clear();
-        for (size_t word = 0; word < words; word++) {
-            if (!block.dirty_words[word]) continue;
-            size_t start = word * WORD;
-            while (word < words && block.dirty_words[word]) word++;
-            size_t end = word * WORD < block.bytes ? word * WORD : block.bytes;
-            block.dirty.push_back({start, end - start});
-        }
-    }
-}
-
 // --- one block ---------------------------------------------------------------------------------------------
+
+void check_early_writes() {
+    if (!reveal(is_first_block) || failed) return;
+    failure = "wrote to memory before wait_for_previous()";
+    failed = true;
+}
 
 // No thread can do more before the kernel in front has ended: let it end.
 void go_on_after_previous() {
     if (!waiting_for_previous) return;
-    reveal();
+    check_early_writes();
     if (failed) return;
     for (Fiber* fiber = waiting_for_previous; fiber; fiber = fiber->next_waiting) make_ready(fiber->warp, 1u << fiber->lane);
     waiting_for_previous = nullptr;
@@ -410,7 +224,7 @@ void run_block() {
     start_block();
     current = &main_fiber;
     go_to(pick());
-    if (is_hidden) reveal();
+    check_early_writes();
     is_first_block = false;
     if (failed) return;
     if (num_ended != launch.threads) return describe_deadlock();
@@ -477,16 +291,12 @@ class Guard {
 void prepare_fibers() {
     for (unsigned i = 0; i < launch.threads; i++) {
         Fiber& fiber = fibers[i];
-        if (!fiber.stack) {
-            void* memory = mmap(nullptr, STACK_BYTES + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-            if (memory == MAP_FAILED) abort();
-            mprotect(memory, PAGE, PROT_NONE);
-            fiber.stack = static_cast<char*>(memory) + PAGE;
-            fiber.top = fiber.stack + STACK_BYTES - i % 13 * 320;  // stacks use different lines of the processor's cache
+        if (!fiber.stack.bottom) {
+            reserve(fiber.stack, i);
             fiber.warp = i / 32;
             fiber.lane = i % 32;
         }
-        prepare(fiber, fiber_main);
+        prepare(fiber.stack, fiber_main);
     }
 }
 
@@ -672,9 +482,7 @@ void emulated_guard(uintptr_t address, size_t bytes, int watched) {
 }
 
 // All kernels have ended.
-void emulated_drain() {
-    for (auto& [address, block] : emulated::blocks()) block.dirty.clear(), block.dirty_words.clear();
-}
+void emulated_drain() { emulated::drain(); }
 
 void emulated_unguard(uintptr_t address) { emulated::blocks().erase(address); }
 
