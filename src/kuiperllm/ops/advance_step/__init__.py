@@ -13,11 +13,11 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 
-_WRITES = ("input_ids", "positions", "seq_lens", "slot_mapping", "history", "step")
+WRITES = ("input_ids", "positions", "seq_lens", "slot_mapping", "history", "step")
 
 CONTRACT = Contract(
     "advance_step",
-    writes=_WRITES,
+    writes=WRITES,
     tokens="S : int32",
     input_ids="S : int32",
     positions="S : int32",
@@ -84,7 +84,7 @@ def reference(
     history: NDArray[Any],
     step: NDArray[Any],
 ) -> tuple[NDArray[Any], ...]:
-    """What each of `_WRITES` becomes."""
+    """What each of `WRITES` becomes."""
     places = positions.astype(np.int64) + 1
     blocks, within = np.divmod(places, block_size)
     inside = blocks < block_table.shape[1]
@@ -95,10 +95,12 @@ def reference(
     return tokens, places.astype(np.int32), seq_lens + 1, slots, written, (step + 1) & np.int32(2**31 - 1)
 
 
-def _inputs(sequences: int, blocks: int, block_size: int, rows: int, step: int) -> Any:
+def inputs(sequences: int, blocks: int, block_size: int, rows: int, step: int) -> Any:
+    """Makes arguments for cases: sequences somewhere in their tables, the first at the end of its own."""
+
     def make(rng: np.random.Generator) -> dict[str, Any]:
         positions = rng.integers(0, blocks * block_size, sequences, np.int32)
-        positions[0] = blocks * block_size - 1  # the next position is behind the table
+        positions[:1] = blocks * block_size - 1  # the next position is behind the table
         return {
             "tokens": rng.integers(0, 1000, sequences, np.int32),
             "input_ids": rng.integers(0, 1000, sequences, np.int32),
@@ -115,7 +117,8 @@ def _inputs(sequences: int, blocks: int, block_size: int, rows: int, step: int) 
 
 
 CASES = [
-    Case("one", advance_step, reference, _inputs(1, 1, 1, 1, 0), writes=_WRITES),
-    Case("batch", advance_step, reference, _inputs(13, 7, 32, 4, 6), writes=_WRITES),
-    Case("many", advance_step, reference, _inputs(300, 5, 16, 3, 2**31 - 1), writes=_WRITES),
+    Case("one", advance_step, reference, inputs(1, 1, 1, 1, 0), writes=WRITES),
+    Case("none", advance_step, reference, inputs(0, 2, 16, 2, 1), writes=WRITES),
+    Case("batch", advance_step, reference, inputs(13, 7, 32, 4, 6), writes=WRITES),
+    Case("many", advance_step, reference, inputs(300, 5, 16, 3, 2**31 - 1), writes=WRITES),
 ]

@@ -60,11 +60,20 @@ def _inputs(tokens: int, width: int, padding: int = 0, values: int = 0) -> Any:
     return make
 
 
+def _special(rng: np.random.Generator) -> dict[str, Any]:
+    rows = rng.choice(np.array([np.nan, -np.inf, np.inf, 0.0, -0.0, -1.0], np.float32), (40, 6))
+    rows[:3] = [[np.nan], [-np.inf], [np.inf]]
+    rows[3, 1:] = -np.inf
+    rows[3, 0] = np.nan
+    return {"x": rows}
+
+
 CASES = [
     Case("one", argmax, reference, _inputs(1, 1)),
     Case("odd", argmax, reference, _inputs(30, 37)),
     Case("strided", argmax, reference, _inputs(5, 70, 3)),
     Case("ties", argmax, reference, _inputs(50, 100, values=3)),
     Case("ties-between-chunks", argmax, reference, _inputs(9, 50_001, values=2)),
+    Case("special-values", argmax, reference, _special),
     Case("vocabulary", argmax, reference, _inputs(1, 151_936), benchmark=True),
 ]

@@ -88,5 +88,7 @@ CASES = [
     Case("ties", logprobs, reference, _inputs(20, 70, 12, values=3)),
     Case("all", logprobs, reference, _inputs(5, 40, 40)),
     Case("masked", logprobs, reference, _inputs(5, 40, 20, masked=30)),
+    Case("long-rows", logprobs, reference, _inputs(2, 5003, 30), rtol=1e-5),
+    Case("thousands", logprobs, reference, _inputs(1, 5003, 3000, masked=2100), rtol=1e-5),
     Case("vocabulary", logprobs, reference, _inputs(1, 151_936, 20), rtol=1e-5, benchmark=True),
 ]

@@ -159,6 +159,8 @@ CASES = [
     Case("all-steps", sample, reference, _inputs(300, 100, heat=3.0, k=20, p=0.9, least=0.1)),
     Case("ties", sample, reference, _inputs(300, 61, values=4, k=13, p=0.8)),
     Case("equal-logits", sample, reference, _inputs(300, 5003, values=1, k=4001, p=0.3)),
+    Case("tied-top-p", sample, reference, _inputs(100, 3001, values=5, p=0.55, heat=3.0)),
+    Case("flat-top-p", sample, reference, _inputs(40, 9001, p=0.6, heat=50.0)),
     Case("long-rows", sample, reference, _inputs(20, 40_001, k=20_000, p=0.95, heat=4.0)),
     Case("greedy-vocabulary", sample, reference, _inputs(1, _V, heat=0.0), benchmark=True),
     Case("all-vocabulary", sample, reference, _inputs(1, _V), benchmark=True),
