@@ -140,15 +140,13 @@ class Tiling:
         return min(items, self._most_clusters(multiprocessors))
 
     def _most_clusters(self, multiprocessors: int) -> int:
-        """Clusters that run at a time: multiprocessors come in groups of 16 or 18, and clusters stay in one."""
+        """Clusters that run at a time. They stay in a group of multiprocessors, which has 16 or 18."""
         usable = multiprocessors // 16 * 16 if self.cluster > 2 else multiprocessors
         return usable * self.resident // self.cluster
 
     def fits(self, m: int, n: int, k: int, epilogue: int, direct: bool, multiprocessors: int) -> bool:
         """Whether the kernel can be used."""
         steps = -(-k // _STEP)
-        if self.stages(direct) < 3:
-            return False
         if self.split == SPLIT_IN_CLUSTER and steps < self.cluster:
             return False
         if self.split == SPLIT_EVENLY:
@@ -195,10 +193,11 @@ _LATENCY = 1200
 _FEW_ROWS = "s64x{q}c2d s64x{q}c4d s64x{q}c2dr2 s64x{q}c4dr2 s128x{q}c2d s128x{q}c4d s64x{q}c2 s128x{q}c2"
 _FEW_ROWS += " s64x{q}c2q s64x{q}e s128x{q}ef"
 _MORE_ROWS = """
-    n128x256c2 n128x256c2g16 n128x256c2g4 n128x256 n128x256g16 n128x192 n128x192c2 n192x128c2 n128x128 n128x128c2
-    n128x128c2d n128x128e n128x128c2e n128x96 n128x96c2 n128x64 n128x64c2 n128x64c2d n64x128 n64x128c2 n64x128c2d
-    n64x96 n64x96c2 n64x64c2 n64x64c4 s64x64c4 s64x128 s64x128c2 s64x128c2d s64x128e s64x128c2e s128x128 s128x128c2
-    s128x128e s128x128c2e s192x64 s128x256c2
+    n128x256c2 n128x256c2g16 n128x256c2g4 n128x256 n128x256g16 n128x192 n128x192c2 n192x128c2
+    n128x128 n128x128c2 n128x128c2d n128x128e n128x128c2e n128x96 n128x96c2 n128x64 n128x64c2
+    n128x64c2d n64x128 n64x128c2 n64x128c2d n64x96 n64x96c2 n64x64c2 n64x64c4 s64x64c4 s64x128
+    s64x128c2 s64x128c2d s64x128e s64x128c2e s128x128 s128x128c2 s128x128e s128x128c2e s192x64
+    s128x256c2
 """  # of those that promise the same the first is taken
 
 
@@ -206,7 +205,7 @@ _MORE_ROWS = """
 def all_tilings() -> tuple[Tiling, ...]:
     """The tilings that are worth a try."""
     names = [name for q in (16, 32, 64) for name in _FEW_ROWS.format(q=q).split()] + _MORE_ROWS.split()
-    return tuple(map(Tiling.parse, names))
+    return tuple(tiling for tiling in map(Tiling.parse, names) if tiling.stages(direct=False) > 2)
 
 
 def candidates(
