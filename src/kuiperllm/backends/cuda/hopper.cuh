@@ -39,6 +39,9 @@ DEVICE void wait_barrier(unsigned barrier, unsigned parity) {
 }
 // __syncthreads() for one warpgroup; `id` is 1 ... 15, one for each group.
 DEVICE void sync_warpgroup(int id) { asm volatile("bar.sync %0, 128;" ::"r"(id) : "memory"); }
+// Two warpgroups that take turns, with an `id` for each: wait for one's own turn, give the other its turn.
+DEVICE void wait_for_turn(int id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
+DEVICE void give_turn(int id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
 
 // --- clusters ----------------------------------------------------------------------------------------------------------
 
@@ -125,6 +128,9 @@ DEVICE void store_matrices_transposed(unsigned row, unsigned a, unsigned b) {
     asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(row), "r"(a), "r"(b) : "memory");
 }
 // 16 bytes, a word.
+DEVICE void store_shared(unsigned shared, float4 v) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w) : "memory");
+}
 DEVICE float4 load_shared(unsigned shared) {
     float4 v;
     asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(shared) : "memory");
@@ -154,6 +160,12 @@ DEVICE void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "mem
 DEVICE void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Wait until at most N committed groups of products are still under way.
 template <int N> DEVICE void wait_for_products() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+// After a wait: keeps the compiler from using these accumulators before it.
+template <int N> DEVICE void hold(float (&x)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(x[i])::"memory");
+}
 
 template <typename T, int N> struct Wgmma;
 

@@ -12,13 +12,16 @@ from pathlib import Path
 from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import DType, Tensor
 from kuiperllm.errors import ShapeError
-from kuiperllm.ops.attention import Batch
+from kuiperllm.ops.attention import Batch, cuda_hopper
 from kuiperllm.ops.attention.cache import LayerCache
 from kuiperllm.ops.attention.cuda_decode import decode_mma, decode_scalar, merge_parts, parts_for
 from kuiperllm.ops.attention.cuda_layout import is_aligned, lanes, takes_tensor_cores
 from kuiperllm.ops.contract import ACTIVATIONS
 
 DTYPES = ACTIVATIONS
+
+USE_HOPPER = True
+"""Whether Hopper's own kernel is taken where it can be; without, the one for all chips."""
 
 _FOLDER = Path(__file__).parent
 _PREFILL_WARPS = 4
@@ -44,9 +47,9 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> N
     """A few lanes for each token and head."""
     k, v = (x if is_aligned(x) else x.contiguous() for x in (k, v))
     tokens, heads, head_dim = k.shape
-    per_block = 128 // lanes(head_dim, k.dtype, cache.keys.dtype)
+    blocks = -(-tokens * heads * lanes(head_dim, k.dtype, cache.keys.dtype) // 128)
     launch(
-        _write_kv(k.dtype, cache.keys.dtype, head_dim, cache.block_size), -(-tokens * heads // per_block), 128,
+        _write_kv(k.dtype, cache.keys.dtype, head_dim, cache.block_size), blocks, 128,
         k, v, slot_mapping, cache.keys, cache.values, tokens, heads, *k.strides[:2], *v.strides[:2],
     )  # fmt: skip
 
@@ -65,7 +68,8 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Ten
         _decode(q, cache, batch, scale, out)
     elif takes_tensor_cores(q.dtype, cache):
         sequences = batch.seq_lens.shape[0]
-        _prefill(q, cache, batch, scale, out, skip_single=sequences > 1)
+        run = cuda_hopper.prefill if USE_HOPPER and cuda_hopper.can_take(q, cache) else _prefill
+        run(q, cache, batch, scale, out, skip_single=sequences > 1)
         if sequences > 1:
             decode_mma(q, cache, batch, scale, out[:, None])
     else:

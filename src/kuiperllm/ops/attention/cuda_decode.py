@@ -1,8 +1,8 @@
 """Launches the CUDA kernels for single tokens: one query row for each head, a long context.
 
-A context is split into parts, which different blocks look at; `merge_parts` puts together what they found. How
-many parts there are follows from the capacity of the block table, not from lengths, which the host does not
-know when a graph is replayed; a block whose part is empty ends at once.
+A context is split into parts, which different blocks look at; `merge_parts` puts together what they found.
+How many parts there are follows from the capacity of the block table, not from lengths, which the host does
+not know when a graph is replayed; a block whose part is empty ends at once.
 """
 
 from __future__ import annotations
@@ -150,14 +150,23 @@ def _operands(
 def _sizes(
     q: Tensor, batch: Batch, out: Tensor, newest: Newest | None, scale: float
 ) -> tuple[int | float, ...]:
-    positions, row, eps = (newest.cos_sin.shape[0], newest.cos_sin.strides[0], newest.eps) if newest else (0, 0, 0.0)
+    positions, row, eps = (
+        (newest.cos_sin.shape[0], newest.cos_sin.strides[0], newest.eps) if newest else (0, 0, 0.0)
+    )
     q_head = out.shape[3] if newest else q.strides[1]
     return positions, q.strides[0], q_head, *out.strides[:3], batch.block_table.strides[0], row, scale, eps
 
 
 @remembered
 def _decode_mma(
-    dtype: DType, head_dim: int, block_size: int, heads: int, warps: int, stages: int, fused: bool, ahead: bool
+    dtype: DType,
+    head_dim: int,
+    block_size: int,
+    heads: int,
+    warps: int,
+    stages: int,
+    fused: bool,
+    ahead: bool,
 ) -> Kernel:
     return Kernel(
         _FOLDER / "decode_mma.cu", "decode_mma", T=dtype, C=dtype, D=head_dim, BLOCK=block_size, HEADS=heads,

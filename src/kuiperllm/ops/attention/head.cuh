@@ -10,7 +10,7 @@ constexpr int HALF = D / 2;
 constexpr int WIDEST = VECTOR<T> > VECTOR<C> ? VECTOR<T> : VECTOR<C>;
 constexpr int STEP = HALF % WIDEST == 0 ? WIDEST : 1;  // neighbours that a lane loads together: vectors of 16 bytes, or one
 
-constexpr int lanes_for(int steps) {
+__host__ __device__ constexpr int lanes_for(int steps) {
     int lanes = 1;
     while (lanes < steps && lanes < 32) lanes *= 2;
     return lanes;
