@@ -91,12 +91,14 @@ template <typename Use> DEVICE void for_each_token(const Row& row, Span span, Us
 // Whether this block is the last of `blocks` to call this; what the others wrote before is then visible to it.
 // `arrived` is 0 before and after.
 DEVICE bool is_last_block(unsigned* arrived, unsigned blocks, bool* scratch) {
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence();  // for what the whole block wrote in front of the barrier
         *scratch = atomicAdd(arrived, 1u) == blocks - 1;
-        if (*scratch) *arrived = 0;
-        __threadfence();
+        if (*scratch) {
+            *arrived = 0;
+            __threadfence();
+        }
     }
     __syncthreads();
     return *scratch;
