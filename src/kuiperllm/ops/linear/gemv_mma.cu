@@ -1,0 +1,281 @@
+// Matrix times 1 to 8 vectors on tensor cores: like gemv.cu, for 16-bit weights and int8 groups, where each number of rows
+// of x costs the same.
+//
+// A product of tensor cores takes 16 rows of W, 8 rows of x and 16 of their columns, in any order of the columns. The
+// order here is the one in which a lane brings 16 bytes of a row: with g = lane / 4 and t = lane % 4, a lane brings
+// piece t of a unit of 64 bytes of rows g and g + 8 of W (of a gate's row g and the row g that it gates), and needs the
+// same columns of row g of x. So every lane reads back from its ring just what it copied, and nothing is rearranged.
+//
+// x either passes through the ring beside W (PROLOGUE PLAIN) or lies in shared memory as lanes need it.
+//
+// Parameters beside those of gemv.cuh: W (T or int8); for int8 GROUP columns share a float16 scale; STAGES of the ring.
+#include "mma.cuh"
+#include "gemv.cuh"
+
+using Weight = W;
+constexpr int MAX_ROWS = 8;
+constexpr int TILE = GATED ? 8 : 16;                         // outputs of a tile of 16 rows of W
+constexpr int UNIT_BYTES = 64, UNITS = 2;                    // of a row of W; of a stage
+constexpr int UNIT_K = UNIT_BYTES / (int)sizeof(Weight);
+constexpr int STEP_K = UNITS * UNIT_K, STEPS = (K + STEP_K - 1) / STEP_K;
+constexpr long long ROW_BYTES = K * (int)sizeof(Weight);
+constexpr int X_HALVES = GROUP ? 2 : 1;                      // vectors of x for 16 bytes of W
+constexpr int PIECE = 512;                                   // 16 bytes for each lane
+constexpr int SCALE_BYTES = GROUP ? 128 : 0;                 // 4 bytes for each lane
+constexpr int HALF_BYTES = PIECE + SCALE_BYTES;              // a lane's share of one row of W
+constexpr bool X_STREAMED = PROLOGUE == PLAIN;
+constexpr int UNIT_SLOT = 2 * HALF_BYTES + (X_STREAMED ? X_HALVES * PIECE : 0), STAGE_BYTES = UNITS * UNIT_SLOT;
+constexpr int ROW_SCALES = GROUP ? K / (GROUP ? GROUP : 1) : 0;
+
+struct Lane {
+    int lane, g, t;
+    DEVICE bool has(int unit) const { return K % STEP_K == 0 || (unit * UNIT_BYTES + t * VECTOR_BYTES) < ROW_BYTES; }
+};
+
+// Pieces of tiles of the matrix, from memory to a stage of the ring. A warp walks along the columns [begin, end) (in
+// steps) of one tile, then of the next of its tiles.
+struct Fetcher {
+    Lane mine;
+    const char* weight;
+    const SCALE* scales;
+    int num_scales, outputs, begin, end;
+    Share share;
+    int left, tile, step;  // steps to be fetched, and the next
+
+    DEVICE void fetch(char* stage) {
+        if (left > 0) {
+            int low = tile * TILE + mine.g, high = GATED ? low : low + 8;
+            copy_half(stage, low < share.count, share.first + low);
+            copy_half(stage + HALF_BYTES, high < share.count, share.first + high + (GATED ? outputs : 0));
+            left--, step++;
+            if (step == end) step = begin, tile += GROUPS;
+        }
+    }
+    DEVICE void copy_half(char* slot, bool is_row, int row) {
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            int unit = step * UNITS + u;
+            bool valid = is_row && mine.has(unit);
+            const char* from = weight + (valid ? row * ROW_BYTES + unit * UNIT_BYTES + mine.t * VECTOR_BYTES : 0);
+            copy_async_or_zero(slot + u * UNIT_SLOT + mine.lane * VECTOR_BYTES, from, valid);
+            if (GROUP)
+                copy_scale(slot + u * UNIT_SLOT + PIECE + mine.lane * 4, scales, valid ? row * ROW_SCALES + scale_of(unit) : 0, num_scales);
+        }
+    }
+    // The (first) scale of a unit. With groups of 32 it has two, which lie in one word.
+    static DEVICE int scale_of(int unit) { return unit * UNIT_K / (GROUP ? GROUP : 1); }
+};
+
+// Row g of x for a step, to the ring.
+DEVICE void copy_x(char* stage, const T* x, int stride, int rows, Lane mine, int step) {
+    constexpr int PIECE_K = X_HALVES * VECTOR<T>;
+    if (mine.g >= rows) return;  // its sums are not used
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) {
+        int unit = step * UNITS + u, column = unit * UNIT_K + mine.t * PIECE_K;
+#pragma unroll
+        for (int h = 0; h < X_HALVES; h++) {
+            bool valid = mine.has(unit);
+            const T* from = x + (valid ? mine.g * (long long)stride + column + h * VECTOR<T> : 0);
+            copy_async_or_zero(stage + u * UNIT_SLOT + 2 * HALF_BYTES + h * PIECE + mine.lane * VECTOR_BYTES, from, valid);
+        }
+    }
+}
+
+// Where a vector of a row of x lies in shared memory: those that the lanes need at once are neighbours.
+DEVICE int place_of_x(int row, int vector, int rows) {
+    constexpr int UNIT_VECTORS = 4 * X_HALVES;
+    int unit = vector / UNIT_VECTORS, t = vector % UNIT_VECTORS / X_HALVES, h = vector % X_HALVES;
+    return ((unit * X_HALVES + h) * rows + row) * 4 + t;
+}
+
+// Rows of x to shared memory, normalized or merged, rounded to T, zeros behind them.
+DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWeights& norm, float eps, int rows, uint4* xs, float* squares) {
+    float square[MAX_ROWS];
+#pragma unroll
+    for (int r = 0; r < MAX_ROWS; r++) square[r] = 0.f;
+#pragma unroll
+    for (int pass = 0; pass < X_PASSES; pass++) {
+        int vector = pass * THREADS + threadIdx.x;
+        if (vector >= X_VECTORS) continue;
+        uint4 v[MAX_ROWS];
+#pragma unroll
+        for (int r = 0; r < MAX_ROWS; r++)
+            if (r < rows) {
+                if constexpr (PROLOGUE == MERGE) {
+                    float merged[VECTOR<T>];
+                    merge_splits(x + (long long)r * stride, stats + r * SPLITS * (K / HEAD_DIM), vector, merged);
+                    v[r] = pack(merged, T());
+                } else {
+                    v[r] = load_fresh(x + (long long)r * stride + vector * VECTOR<T>);
+                }
+            }
+#pragma unroll
+        for (int r = 0; r < MAX_ROWS; r++)
+            if (r < rows) {
+                float value[VECTOR<T>];
+                unpack(v[r], value, T());
+                square[r] += sum_of_squares(value);
+                xs[place_of_x(r, vector, rows)] = v[r];
+            }
+    }
+    constexpr int PADDED = STEPS * STEP_K / VECTOR<T>;
+    for (int item = X_VECTORS * rows + threadIdx.x; item < PADDED * rows; item += THREADS)
+        xs[place_of_x(item % rows, item / rows, rows)] = make_uint4(0, 0, 0, 0);
+    if constexpr (PROLOGUE == NORM) {
+        float sum = warp_sums(square);
+        if (threadIdx.x % 4 == 0) squares[threadIdx.x % 32 / 4 * WARPS + threadIdx.x / 32] = sum;
+        __syncthreads();
+#pragma unroll
+        for (int r = 0; r < MAX_ROWS; r++) {
+            if (r >= rows) break;
+            float scale = norm_scale(squares + r * WARPS, eps);
+#pragma unroll
+            for (int pass = 0; pass < X_PASSES; pass++) {
+                int vector = pass * THREADS + threadIdx.x;
+                if (vector >= X_VECTORS) continue;
+                uint4* at = xs + place_of_x(r, vector, rows);
+                float value[VECTOR<T>];
+                unpack(*at, value, T());
+#pragma unroll
+                for (int e = 0; e < VECTOR<T>; e++) value[e] *= scale * norm.value[pass][e];
+                *at = pack(value, T());
+            }
+        }
+    }
+    __syncthreads();
+}
+
+// sum += 16 rows of W times 8 rows of x, over the columns of 8 bytes (16-bit weights) of each lane.
+DEVICE void multiply(float (&sum)[4], unsigned low0, unsigned high0, unsigned low1, unsigned high1, unsigned x0, unsigned x1) {
+    const unsigned a[4] = {low0, high0, low1, high1};
+    mma_16x8x16<T>(sum, a, x0, x1);
+}
+
+DEVICE void multiply_unit(float (&sum)[4], uint4 low, uint4 high, const uint4 (&x)[X_HALVES], T) {
+    multiply(sum, low.x, high.x, low.y, high.y, x[0].x, x[0].y);
+    multiply(sum, low.z, high.z, low.w, high.w, x[0].z, x[0].w);
+}
+
+// 4 int8 as T, which holds them exactly.
+DEVICE uint2 widen(unsigned bytes) {
+    float x[4];
+    unpack_bytes(bytes, x);
+    return make_uint2(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]));
+}
+
+DEVICE void multiply_unit(float (&sum)[4], uint4 low, uint4 high, const uint4 (&x)[X_HALVES], signed char) {
+    const unsigned w[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+    const unsigned b[8] = {x[0].x, x[0].y, x[0].z, x[0].w, x[X_HALVES - 1].x, x[X_HALVES - 1].y, x[X_HALVES - 1].z, x[X_HALVES - 1].w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        uint2 a = widen(w[0][i]), c = widen(w[1][i]);
+        multiply(sum, a.x, c.x, a.y, c.y, b[2 * i], b[2 * i + 1]);
+    }
+}
+
+// The same for int8 groups, each with its scale: `scale` are the words that lie beside the values.
+DEVICE void multiply_groups(float (&sum)[4], uint4 low, uint4 high, const uint4 (&x)[X_HALVES], const char* words, int index_low, int index_high, int t) {
+    constexpr int PARTS = GROUP == 32 ? 2 : 1;  // groups of a unit: lanes with t < 2 have the first
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        bool mine = PARTS == 1 || t / 2 == part;
+        uint4 own[X_HALVES];
+#pragma unroll
+        for (int h = 0; h < X_HALVES; h++) own[h] = mine ? x[h] : make_uint4(0, 0, 0, 0);
+        float product[4] = {0.f, 0.f, 0.f, 0.f};
+        multiply_unit(product, low, high, own, Weight());
+        float scale_low = scale_in(words, index_low + part, SCALE()), scale_high = scale_in(words + HALF_BYTES, index_high + part, SCALE());
+        sum[0] += scale_low * product[0], sum[1] += scale_low * product[1];
+        sum[2] += scale_high * product[2], sum[3] += scale_high * product[3];
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
+    const T* x, int x_stride, int rows, const float2* stats, const float* norm_weight, float eps,
+    const char* weight, const SCALE* scales, const float* bias,
+    OUT* out, int out_stride, int outputs, int share, int extra) {
+    __shared__ float squares[MAX_ROWS * WARPS];
+    const Share mine = share_of_block(share, extra);
+    const int warp = threadIdx.x / 32, group = warp / CHUNKS, chunk = warp % CHUNKS;
+    const Lane lane = {(int)(threadIdx.x & 31), (int)(threadIdx.x & 31) / 4, (int)threadIdx.x % 4};
+    char* ring = shared_memory + warp * (STAGES * STAGE_BYTES);
+    uint4* xs = (uint4*)(shared_memory + WARPS * STAGES * STAGE_BYTES);
+    constexpr int XS_VECTORS = X_STREAMED ? 0 : STEPS * STEP_K / VECTOR<T>;
+    // The pitch spreads the sums of a tile over all banks.
+    const PartialSums<MAX_ROWS> sums = {(float*)(xs + XS_VECTORS * rows), (share + 16) / 16 * 16 + 4};
+
+    const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
+    const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
+    const int count = own_tiles * (end - begin);
+    Fetcher fetcher = {lane, weight, scales, outputs * (GATED ? 2 : 1) * ROW_SCALES, outputs, begin, end, mine, count, group, begin};
+#pragma unroll
+    for (int stage = 0; stage < STAGES; stage++) {
+        fetcher.fetch(ring + stage * STAGE_BYTES);
+        commit_copies();
+    }
+    launch_next();
+
+    Outputs results(out, out_stride, outputs, rows, mine, bias);
+    NormWeights norm;
+    if constexpr (PROLOGUE == NORM) norm.load(norm_weight);
+    wait_for_previous();
+    results.load_addend();
+    int x_step = begin, x_left = count;
+    auto fetch_x = [&](char* stage) {
+        if (X_STREAMED && x_left > 0) {
+            copy_x(stage, x, x_stride, rows, lane, x_step);
+            x_left--, x_step = x_step + 1 == end ? begin : x_step + 1;
+        }
+    };
+    if constexpr (X_STREAMED) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; stage++) {
+            fetch_x(ring + stage * STAGE_BYTES);
+            commit_copies();
+        }
+    } else {
+        stage_rows(x, x_stride, stats, norm, eps, rows, xs, squares);
+    }
+
+    char* stage = ring;
+    int tile = group, step = begin;
+    const int x_lane = min(lane.g, rows - 1) * 4 + lane.t;
+    float sum[4] = {0.f, 0.f, 0.f, 0.f};
+    for (int i = 0; i < count; i++) {
+        wait_for_copies<STAGES - 1>();
+        uint4 low[UNITS], high[UNITS], xv[UNITS][X_HALVES];
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            const char* slot = stage + u * UNIT_SLOT + lane.lane * VECTOR_BYTES;
+            low[u] = *(const uint4*)slot, high[u] = *(const uint4*)(slot + HALF_BYTES);
+#pragma unroll
+            for (int h = 0; h < X_HALVES; h++)
+                xv[u][h] = X_STREAMED ? *(const uint4*)(slot + 2 * HALF_BYTES + h * PIECE) : xs[((step * UNITS + u) * X_HALVES + h) * rows * 4 + x_lane];
+        }
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            if constexpr (GROUP != 0) {
+                int in_row = Fetcher::scale_of(step * UNITS + u), output = mine.first + tile * TILE + lane.g;
+                int row_high = output + (GATED ? outputs : 8);
+                multiply_groups(sum, low[u], high[u], xv[u], stage + u * UNIT_SLOT + PIECE + lane.lane * 4, output * ROW_SCALES + in_row, row_high * ROW_SCALES + in_row, lane.t);
+            } else {
+                multiply_unit(sum, low[u], high[u], xv[u], Weight());
+            }
+        }
+        fetcher.fetch(stage);
+        fetch_x(stage);
+        commit_copies();
+        stage = stage == ring + (STAGES - 1) * STAGE_BYTES ? ring : stage + STAGE_BYTES;
+        if (++step == end) {
+            int output = tile * TILE + lane.g;
+            float* at = sums.at(0, chunk, 2 * lane.t) + output;
+            float* at_high = GATED ? sums.at(1, chunk, 2 * lane.t) + output : at + 8;
+            at[0] = sum[0], at[sums.pitch] = sum[1], at_high[0] = sum[2], at_high[sums.pitch] = sum[3];
+            sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
+            step = begin, tile += GROUPS;
+        }
+    }
+    __syncthreads();
+    results.write(sums, [](int) { return 1.f; });
+}
