@@ -180,4 +180,23 @@ CASES = [
         for format, group in (("float32", 0), ("float16", 0), ("bfloat16", 0), ("float16", 32))
         for tokens in (1, 9)
     ),
+    *(  # many rows of x: tiles in part outside of the matrices, rows that are not aligned
+        _case(f"{format}-{tokens}x{n}x{k}", tokens, n, k, format, bias=add, add=add)
+        for format in ("float32", "float16", "bfloat16")
+        for tokens, n, k, add in (
+            (9, 37, 72, False),
+            (20, 130, 264, True),
+            (129, 72, 45, True),
+            (300, 24, 40, False),
+        )
+    ),
+    *(
+        _case(f"q8-g{group}-{tokens}x{n}x{k}", tokens, n, k, "float16", group=group, bias=add, add=add)
+        for tokens, n, k, group, add in (
+            (9, 40, 96, 32, True),
+            (33, 136, 320, 64, False),
+            (130, 130, 384, 128, True),
+            (11, 50, 48, 16, False),
+        )
+    ),
 ]
