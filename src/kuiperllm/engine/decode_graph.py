@@ -17,8 +17,8 @@ from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
 from kuiperllm.ops.advance_step import advance_step
-from kuiperllm.ops.argmax import argmax
 from kuiperllm.ops.attention import Batch
+from kuiperllm.ops.greedy_step import greedy_step
 from kuiperllm.ops.sample import sample
 
 Choice = Literal["greedy", "sample"]
@@ -150,25 +150,27 @@ class DecodeState:
 
     def _step(self, choice: Choice | None) -> Tensor:
         """One step, to be captured."""
-        residual = self._model.forward(self._ids.tensor, self._cache.layers, self._batch)
-        logits = self._model.logits(residual, self._batch)
-        if choice is not None:
-            advance_step(
-                self._chosen(logits[:, : self._vocab_size], choice),
-                self._ids.tensor,
-                self._batch.positions,
-                self._batch.seq_lens,
-                self._batch.slot_mapping,
-                self._batch.block_table,
-                self._cache.block_size,
-                self._tokens,
-                self._steps,
-            )
+        batch = self._batch
+        residual = self._model.forward(self._ids.tensor, self._cache.layers, batch)
+        logits = self._model.logits(residual, batch)
+        state = (
+            self._ids.tensor,
+            batch.positions,
+            batch.seq_lens,
+            batch.slot_mapping,
+            batch.block_table,
+            self._cache.block_size,
+            self._tokens,
+            self._steps,
+        )
+        allowed = logits[:, : self._vocab_size]
+        if choice == "greedy":
+            greedy_step(allowed, *state)
+        elif choice == "sample":
+            advance_step(self._drawn(allowed), *state)
         return logits
 
-    def _chosen(self, logits: Tensor, choice: Choice) -> Tensor:
-        if choice == "greedy":
-            return argmax(logits)
+    def _drawn(self, logits: Tensor) -> Tensor:
         return sample(
             logits,
             self._temperature.tensor,
