@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 from pathlib import Path
 
+from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.launch import Kernel, launch
 from kuiperllm.backends.cuda.rows import grid, vector_width
 from kuiperllm.core import DType, Tensor
@@ -48,3 +50,12 @@ def _float(stored: DType, dtype: DType, step: int) -> Kernel:
 @cache
 def _q8(scale: DType, dtype: DType, step: int) -> Kernel:
     return Kernel(_SOURCE, "embedding_q8", SCALE=scale, T=dtype, WIDTH=step)
+
+
+def kernels(chip: Chip) -> list[Kernel]:
+    """The kernels of this module, for tests that compile them."""
+    made = []
+    for dtype, step in product(DTYPES, (_WIDTH, 1)):
+        made += [_float(stored, dtype, step) for stored in DTYPES]
+        made += [_q8(scale, dtype, step) for scale in (DType.float16, DType.float32)]
+    return made

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.launch import Kernel, launch
 from kuiperllm.backends.cuda.rows import VECTOR_BYTES, grid
 from kuiperllm.core import DType, Tensor
+from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.linear.weight import LinearWeight, Rows, check_rounded
 from kuiperllm.quant.q8 import Q8Tensor
 
@@ -114,3 +116,9 @@ def _converter(stored: DType, to: DType) -> Kernel:
 @cache
 def _quantizer(stored: DType) -> Kernel:
     return Kernel(_SOURCE, "quantize_groups", S=stored)
+
+
+def kernels(chip: Chip) -> list[Kernel]:
+    """The kernels of this module, for tests that compile them."""
+    converters = [_converter(stored, to) for stored in ACTIVATIONS for to in ACTIVATIONS]
+    return [*converters, *(_quantizer(stored) for stored in ACTIVATIONS)]
