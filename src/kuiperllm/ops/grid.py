@@ -1,4 +1,4 @@
-"""How CPU launchers cut tensors into work items."""
+"""How launchers cut tensors into work items."""
 
 from __future__ import annotations
 
