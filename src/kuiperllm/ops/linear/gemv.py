@@ -16,6 +16,7 @@ __all__ = ["MAX_GEMV_ROWS", "gemv", "gemv_merge"]
 
 _ALIGNMENT = 16
 _ANY_SOURCE = Path(__file__).with_name("gemv_any.cu")
+_MERGE_SOURCE = Path(__file__).with_name("merge_splits.cu")
 _ANY_WARPS = 8
 
 
@@ -167,4 +168,8 @@ def _any_kernel(
 
 @cache
 def _merge_kernel(activation: DType) -> Kernel:
-    return Kernel(_ANY_SOURCE, "merge_splits", T=activation)
+    return Kernel(
+        _MERGE_SOURCE, "merge_splits",
+        T=activation, W=activation, OUT=activation, SCALE=activation, GROUP=0, EPILOGUE="STORE",
+        HAS_BIAS=False,
+    )  # fmt: skip

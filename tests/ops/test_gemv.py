@@ -1,0 +1,265 @@
+"""Products with few rows on CUDA: every way to cut them up, merged attention, simpler kernels for the rest."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from kuiperllm.backends.cuda.launch import chip
+from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.ops.cases import ROUNDING
+from kuiperllm.ops.linear import LinearWeight
+from kuiperllm.ops.linear.gemv import gemv, gemv_merge, run
+from kuiperllm.ops.linear.gemv_plan import MAX_GEMV_ROWS, Problem, candidates, make_plan, plan
+from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+
+EPS = 1e-5
+FLOAT_TYPES = (DType.float32, DType.float16, DType.bfloat16)
+H200 = {"multiprocessors": 132, "max_shared_bytes": 232_448, "shared_bytes_per_multiprocessor": 233_472}
+
+
+def make_rows(rng: np.random.Generator, n: int, k: int, format: str, group: int = 0) -> Any:
+    w = rng.standard_normal((n, k), np.float32) / np.float32(np.sqrt(k))
+    return quantize_q8(w, group) if group else w.astype(DType(format).numpy)
+
+
+def dense(rows: Any) -> NDArray[np.float64]:
+    return (rows.dequantize() if isinstance(rows, Q8Tensor) else rows).astype(np.float64)
+
+
+def on(device: Device, array: NDArray[Any], dtype: DType = DType.float32) -> Tensor:
+    return Tensor.from_numpy(np.ascontiguousarray(array.astype(dtype.numpy)), copy=True).to(device)
+
+
+def assert_close(found: Tensor, expected: NDArray[Any], dtype: DType) -> None:
+    rtol = 1e-5 if dtype is DType.float32 else ROUNDING[dtype]
+    size = float(np.sqrt(np.mean(np.square(expected))))
+    np.testing.assert_allclose(found.numpy().astype(np.float64), expected, rtol=rtol, atol=3 * rtol * size)
+
+
+def normed(x: NDArray[Any], weight: NDArray[Any]) -> NDArray[np.float64]:
+    wide = x.astype(np.float64)
+    return wide / np.sqrt(np.mean(wide * wide, -1, keepdims=True) + EPS) * weight
+
+
+def silu_mul(y: NDArray[np.float64]) -> NDArray[np.float64]:
+    gate, up = np.split(y, 2, axis=-1)
+    return gate / (1 + np.exp(-gate)) * up
+
+
+WAYS = [
+    ("vector", "float32", 0, DType.float32, 1, 460),
+    ("vector", "float32", 0, DType.float32, 5, 460),
+    ("vector", "bfloat16", 0, DType.bfloat16, 1, 912),
+    ("vector", "float16", 0, DType.float16, 2, 520),
+    ("vector", "bfloat16", 0, DType.float32, 3, 520),
+    ("vector", "q8", 32, DType.bfloat16, 1, 864),
+    ("vector", "q8", 128, DType.float16, 1, 896),
+    ("vector", "q8", 64, DType.float32, 8, 704),
+    ("tensor", "bfloat16", 0, DType.bfloat16, 1, 912),
+    ("tensor", "bfloat16", 0, DType.bfloat16, 8, 520),
+    ("tensor", "float16", 0, DType.float16, 5, 584),
+    ("tensor", "q8", 32, DType.bfloat16, 2, 576),
+    ("tensor", "q8", 64, DType.float16, 7, 832),
+    ("tensor", "q8", 128, DType.bfloat16, 1, 1024),
+]
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+@pytest.mark.parametrize(("method", "format", "group", "dtype", "rows", "k"), WAYS)
+def test_every_way_of_cutting_up(
+    method: Any, format: str, group: int, dtype: DType, rows: int, k: int, chunks: int, cuda: Device
+) -> None:
+    """The ring goes round several times, and blocks have unequal shares."""
+    rng = np.random.default_rng(chunks)
+    outputs = chip(cuda).multiprocessors * (35 if chunks == 1 else 11) + 3
+    matrix = make_rows(rng, outputs, k, format, group)
+    bias = rng.standard_normal(outputs).astype(np.float32)
+    weight = LinearWeight.pack(matrix, bias, device=cuda)
+    x = rng.standard_normal((rows, k)).astype(dtype.numpy)
+    before = rng.standard_normal((rows, outputs)).astype(dtype.numpy)
+    out = on(cuda, before, dtype)
+    scales = DType.float16 if weight.scales is None else weight.scales.dtype
+    problem = Problem(rows, outputs, k, format, group, scales, dtype, dtype, True, "PLAIN", "ADD")
+    found = make_plan(chip(cuda), problem, method, chunks, stages=2)
+    if found is None:
+        assert method == "tensor"
+        assert k < chunks * 128
+        return
+    run(found, problem, on(cuda, x, dtype), weight, out)
+    assert_close(out, before.astype(np.float64) + x.astype(np.float64) @ dense(matrix).T + bias, dtype)
+
+
+@pytest.mark.parametrize("chunks", [2, 8])
+@pytest.mark.parametrize(("method", "format", "group", "dtype", "rows", "k"), WAYS)
+def test_every_way_of_a_gated_product(
+    method: Any, format: str, group: int, dtype: DType, rows: int, k: int, chunks: int, cuda: Device
+) -> None:
+    rng = np.random.default_rng(chunks)
+    outputs = chip(cuda).multiprocessors * 9 + 3
+    matrix = make_rows(rng, 2 * outputs, k, format, group)
+    weight = LinearWeight.pack(matrix, device=cuda)
+    x = rng.standard_normal((rows, k)).astype(dtype.numpy)
+    norm = rng.uniform(0.5, 1.5, k).astype(np.float32)
+    out = Tensor.empty((rows, outputs), dtype, cuda)
+    scales = DType.float16 if weight.scales is None else weight.scales.dtype
+    problem = Problem(rows, outputs, k, format, group, scales, dtype, dtype, False, "NORM", "SWIGLU")
+    found = make_plan(chip(cuda), problem, method, chunks, stages=3)
+    if found is None:
+        assert method == "tensor"
+        assert k < chunks * 128
+        return
+    run(found, problem, on(cuda, x, dtype), weight, out, norm_weight=on(cuda, norm), eps=EPS)
+    assert_close(out, silu_mul(normed(x, norm) @ dense(matrix).T), dtype)
+
+
+def merged(partial: NDArray[Any], stats: NDArray[Any]) -> NDArray[np.float64]:
+    """Softmax-weighted mean of the splits that hold anything."""
+    rows, splits, heads, _ = stats.shape
+    wide = partial.astype(np.float64).reshape(rows, splits, heads, -1)
+    weight = np.exp2(stats[..., 0].astype(np.float64) - stats[..., 0].max(1, keepdims=True)) * stats[..., 1]
+    wide = np.where(weight[..., None] > 0, wide, 0)
+    return ((wide * weight[..., None]).sum(1) / weight.sum(1)[..., None]).reshape(rows, -1)
+
+
+@pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=str)
+@pytest.mark.parametrize(
+    ("rows", "splits", "heads", "head_dim", "format", "group"),
+    [
+        (1, 1, 4, 64, "", 0),
+        (1, 4, 8, 64, "", 0),
+        (1, 8, 3, 128, "", 0),
+        (2, 3, 5, 80, "", 0),
+        (8, 4, 4, 64, "", 0),
+        (5, 2, 6, 64, "q8", 64),
+        (1, 2, 2, 96, "q8", 32),
+        (3, 3, 3, 20, "", 0),
+    ],
+)
+def test_merged_attention(
+    rows: int, splits: int, heads: int, head_dim: int, format: str, group: int, dtype: DType, cuda: Device
+) -> None:
+    rng = np.random.default_rng(splits)
+    width, hidden = heads * head_dim, 45
+    partial = rng.standard_normal((rows, splits, width)).astype(dtype.numpy)
+    stats = np.stack(
+        [rng.uniform(-20, 20, (rows, splits, heads)), rng.uniform(1, 9, (rows, splits, heads))], -1
+    ).astype(np.float32)
+    if splits > 1:  # an empty split: of one row, and only for some
+        stats[0, splits - 1] = (-1e30, 0)
+        partial[0, splits - 1] = np.nan
+    matrix = make_rows(rng, hidden, width, format or dtype.value, group)
+    weight = LinearWeight.pack(matrix, device=cuda)
+    before = rng.standard_normal((rows, hidden)).astype(dtype.numpy)
+    residual = on(cuda, before, dtype)
+    gemv_merge(on(cuda, partial, dtype), on(cuda, stats), weight, residual)
+    expected = before.astype(np.float64) + merged(partial, stats) @ dense(matrix).T
+    assert_close(residual, expected, dtype)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("format", "group"), [("bfloat16", 0), ("q8", 32)])
+def test_float32_results_are_not_rounded(rows: int, format: str, group: int, cuda: Device) -> None:
+    rng = np.random.default_rng(0)
+    matrix = make_rows(rng, 70, 256, format, group)
+    x = np.sign(rng.standard_normal((rows, 256))).astype(DType.bfloat16.numpy)
+    out = Tensor.empty((rows, 70), DType.float32, cuda)
+    gemv(on(cuda, x, DType.bfloat16), LinearWeight.pack(matrix, device=cuda), out)
+    assert_close(out, x.astype(np.float64) @ dense(matrix).T, DType.float32)
+
+
+def test_float16_squares_and_products_beyond_its_range(cuda: Device) -> None:
+    """What is normalized has no reason to be small."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((4, 256)) * 9000).astype(np.float16)
+    norm = np.full(256, 30, np.float32)
+    matrix = make_rows(rng, 40, 256, "float16")
+    for rows in (1, 4):
+        out = Tensor.empty((rows, 40), DType.float16, cuda)
+        gemv(
+            on(cuda, x[:rows], DType.float16), LinearWeight.pack(matrix, device=cuda), out,
+            norm_weight=on(cuda, norm), eps=EPS,
+        )  # fmt: skip
+        assert_close(out, normed(x[:rows], norm) @ dense(matrix).T, DType.float16)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_unaligned_rows(normalize: bool, cuda: Device) -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((3, 70)).astype(DType.bfloat16.numpy)
+    matrix = make_rows(rng, 33, 64, "bfloat16")
+    norm = rng.uniform(0.5, 1.5, 64).astype(np.float32)
+    out = Tensor.empty((3, 33), DType.bfloat16, cuda)
+    gemv(
+        on(cuda, wide, DType.bfloat16)[:, 3:67], LinearWeight.pack(matrix, device=cuda), out,
+        norm_weight=on(cuda, norm) if normalize else None, eps=EPS,
+    )  # fmt: skip
+    x = wide[:, 3:67]
+    expected = (normed(x, norm) if normalize else x.astype(np.float64)) @ dense(matrix).T
+    assert_close(out, expected, DType.bfloat16)
+
+
+def test_rows_that_do_not_fit_together(cuda: Device) -> None:
+    rng = np.random.default_rng(0)
+    matrix = make_rows(rng, 12, 8192, "float32")
+    x = rng.standard_normal((8, 8192), np.float32)
+    problem = Problem(
+        8, 12, 8192, "float32", 0, DType.float16, DType.float32, DType.float32, False, "PLAIN", "STORE"
+    )
+    assert plan(chip(cuda), problem) is None
+    out = Tensor.empty((8, 12), DType.float32, cuda)
+    gemv(on(cuda, x), LinearWeight.pack(matrix, device=cuda), out)
+    assert_close(out, x.astype(np.float64) @ dense(matrix).T, DType.float32)
+
+
+# --- plans ------------------------------------------------------------------------------------------------
+
+BF16 = ("bfloat16", 0, DType.float16, DType.bfloat16, DType.bfloat16, False)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "k", "prologue", "epilogue", "chunks", "slots"),
+    [
+        (3072, 2048, "NORM", "STORE", 2, 10),
+        (2048, 2048, "MERGE", "ADD", 2, 10),
+        (8192, 2048, "NORM", "SWIGLU", 2, 10),
+        (2048, 8192, "PLAIN", "ADD", 8, 10),
+        (6144, 4096, "NORM", "STORE", 4, 10),
+        (14336, 4096, "NORM", "SWIGLU", 4, 10),
+        (4096, 14336, "PLAIN", "ADD", 8, 6),
+        (128256, 4096, "NORM", "STORE", 4, 10),
+    ],
+)
+def test_plans_are_those_that_were_measured(
+    outputs: int, k: int, prologue: str, epilogue: str, chunks: int, slots: int, cuda: Device
+) -> None:
+    h200 = replace(chip(cuda), **H200)
+    found = plan(h200, Problem(1, outputs, k, *BF16, prologue, epilogue, 1, 64))
+    assert found is not None
+    assert (found.method, found.chunks, 2 * found.stages, found.grid) == ("vector", chunks, slots, 132)
+
+
+SMALL = {"multiprocessors": 82, "max_shared_bytes": 101_376, "shared_bytes_per_multiprocessor": 102_400}
+
+
+@pytest.mark.parametrize("facts", [H200, SMALL], ids=["228-KiB", "100-KiB"])
+@pytest.mark.parametrize("rows", [1, 2, MAX_GEMV_ROWS])
+@pytest.mark.parametrize(
+    "k", [896, 1024, 1536, 2048, 3072, 3584, 4096, 5120, 8192, 8960, 14336, 18944, 28672]
+)
+def test_plans_fit_the_chip(k: int, rows: int, facts: dict[str, int], cuda: Device) -> None:
+    made = replace(chip(cuda), **facts)
+    for outputs, epilogue in ((896, "ADD"), (151936, "STORE"), (9, "SWIGLU")):
+        problem = Problem(rows, outputs, k, *BF16, "PLAIN", epilogue)
+        found = plan(made, problem)
+        assert found is not None
+        assert found.shared + 1024 <= made.shared_bytes_per_multiprocessor
+        assert found.shared + 1024 > made.shared_bytes_per_multiprocessor // 2  # alone on a multiprocessor
+        assert found.grid * found.share + found.extra == outputs
+        assert found.grid <= outputs
+        assert found.extra < found.grid
+        assert all(other.stages >= 2 for _, other in candidates(made, problem, found.method))
