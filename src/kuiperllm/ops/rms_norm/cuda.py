@@ -6,9 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.launch import Kernel, launch
-from kuiperllm.backends.cuda.rows import VECTOR_BYTES, vector_width
+from kuiperllm.backends.cuda.rows import vector_width
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.grid import rows
@@ -19,7 +18,6 @@ _SOURCE = Path(__file__).with_name("cuda.cu")
 _ITEMS_OF_A_WARP = 2  # pieces of a row that a lane holds before the row gets more than one warp
 _MAX_WARPS = 16
 _ROWS_OF_A_BLOCK = 4
-_COMPILED_WIDTHS = (128, 2048, 8192)  # of heads, and of models small and large
 
 
 class _Plan(NamedTuple):
@@ -71,14 +69,3 @@ def _plan(name: str, dtype: DType, width: int, step: int) -> _Plan:
         warps, rows_of_block = -(-pieces // (32 * items)), 1
     kernel = Kernel(_SOURCE, name, T=dtype, WIDTH=step, WARPS=warps, ITEMS=items, ROWS=rows_of_block)
     return _Plan(kernel, rows_of_block, 32 * warps * rows_of_block)
-
-
-def kernels(chip: Chip) -> list[Kernel]:
-    """The kernels of this module, for tests that compile them."""
-    return [
-        _plan(name, dtype, width, step).kernel
-        for name in ("rms_norm", "add_rms_norm")
-        for dtype in DTYPES
-        for width in _COMPILED_WIDTHS
-        for step in (VECTOR_BYTES // dtype.itemsize, 1)
-    ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.launch import Kernel, launch
-from kuiperllm.backends.cuda.rows import VECTOR_BYTES, grid, vector_width
+from kuiperllm.backends.cuda.rows import grid, vector_width
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.contract import ACTIVATIONS
 
@@ -36,13 +35,3 @@ def rope(x: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool) -> No
 @cache
 def _kernel(dtype: DType, pairs: int, interleaved: bool) -> Kernel:
     return Kernel(_SOURCE, "rope", T=dtype, PAIRS=pairs, INTERLEAVED=interleaved)
-
-
-def kernels(chip: Chip) -> list[Kernel]:
-    """The kernels of this module, for tests that compile them."""
-    return [
-        _kernel(dtype, pairs, interleaved)
-        for dtype in DTYPES
-        for interleaved in (False, True)
-        for pairs in (1, VECTOR_BYTES // dtype.itemsize // (1 + interleaved))
-    ]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.launch import Kernel, launch
-from kuiperllm.backends.cuda.rows import VECTOR_BYTES, grid, vector_width
+from kuiperllm.backends.cuda.rows import grid, vector_width
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.contract import ACTIVATIONS
 
@@ -30,8 +29,3 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> None:
 @cache
 def _kernel(dtype: DType, step: int) -> Kernel:
     return Kernel(_SOURCE, "silu_mul", T=dtype, WIDTH=step)
-
-
-def kernels(chip: Chip) -> list[Kernel]:
-    """The kernels of this module, for tests that compile them."""
-    return [_kernel(dtype, step) for dtype in DTYPES for step in (VECTOR_BYTES // dtype.itemsize, 1)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import cache
 from pathlib import Path
 
-from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.launch import Kernel, launch
 from kuiperllm.backends.cuda.rows import grid, vector_width
 from kuiperllm.core import DType, Tensor
@@ -32,8 +31,3 @@ def softmax(x: Tensor, out: Tensor) -> None:
 @cache
 def _kernel(name: str, step: int) -> Kernel:
     return Kernel(_SOURCE, name, WIDTH=step)
-
-
-def kernels(chip: Chip) -> list[Kernel]:
-    """The kernels of this module, for tests that compile them."""
-    return [_kernel(name, step) for name in ("softmax_parts", "softmax") for step in (1, 4)]
