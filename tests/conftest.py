@@ -91,3 +91,10 @@ def emulated_cuda(kernel_cache: Path) -> Iterator[Device]:
         pytest.skip("no g++ to emulate a GPU with")
     yield emulation.install()
     emulation.uninstall()
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def any_device(request: pytest.FixtureRequest) -> Device:
+    """Each device in turn; see `cuda` for what stands for a GPU."""
+    device: Device = Device("cpu") if request.param == "cpu" else request.getfixturevalue("cuda")
+    return device

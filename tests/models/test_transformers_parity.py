@@ -84,12 +84,12 @@ def make_checkpoint(folder: Path, name: str, seed: int) -> Any:
 class Stepper:
     """A decoder driven token by token, without tokenizer or sampling."""
 
-    def __init__(self, folder: Path, prompt: list[int], **options: Any) -> None:
-        engine = EngineConfig(device="cpu", dtype="float32", **options)
+    def __init__(self, folder: Path, prompt: list[int], device: Device) -> None:
+        engine = EngineConfig(device=str(device), dtype="float32")
         with open_model(folder) as checkpoint:
-            decoder = load_decoder(checkpoint, engine, Device("cpu"))
+            decoder = load_decoder(checkpoint, engine, device)
             dtype = kv_dtype(checkpoint, engine)
-        self.cache = KVCache(decoder.config, engine.block_size, dtype, Device("cpu"))
+        self.cache = KVCache(decoder.config, engine.block_size, dtype, device)
         self.runner = Runner(decoder, self.cache, 512)
         self.sequence = Sequence(prompt, SamplingParams(temperature=0.0), seed=0, max_tokens=512)
         self.sequence.blocks = list(range(512 // engine.block_size))
@@ -102,13 +102,15 @@ class Stepper:
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_and_greedy_tokens_equal_those_of_transformers(tmp_path: Path, name: str, seed: int) -> None:
+def test_logits_and_greedy_tokens_equal_those_of_transformers(
+    tmp_path: Path, name: str, seed: int, any_device: Device
+) -> None:
     model = make_checkpoint(tmp_path, name, seed)
     rng = np.random.default_rng(seed)
     length = (31, 33)[seed]  # around the edge of a block of the cache
     prompt = rng.integers(3, 300, length).tolist()
 
-    stepper = Stepper(tmp_path, prompt)
+    stepper = Stepper(tmp_path, prompt, any_device)
     with torch.no_grad():
         expected = model.generate(
             torch.tensor([prompt]),
@@ -136,12 +138,14 @@ def test_logits_and_greedy_tokens_equal_those_of_transformers(tmp_path: Path, na
 
 @pytest.mark.parametrize("name", ["llama-3.2-tied", "qwen2.5", "qwen3"])
 @pytest.mark.parametrize("chunk", [1, 7, 32])
-def test_a_prompt_taken_in_pieces_gives_the_same_logits(tmp_path: Path, name: str, chunk: int) -> None:
+def test_a_prompt_taken_in_pieces_gives_the_same_logits(
+    tmp_path: Path, name: str, chunk: int, any_device: Device
+) -> None:
     model = make_checkpoint(tmp_path, name, seed=2)
     prompt = np.random.default_rng(3).integers(3, 300, 70).tolist()
     with torch.no_grad():
         expected = model(torch.tensor([prompt])).logits[0, -1].numpy()
-    stepper = Stepper(tmp_path, prompt)
+    stepper = Stepper(tmp_path, prompt, any_device)
     logits = None
     for first in range(0, 70, chunk):
         step = Step([stepper.sequence], min(chunk, 70 - first))
