@@ -1,0 +1,297 @@
+"""Matrix products on CUDA: every kernel, tiling and epilogue against NumPy, and the choice of a tiling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kuiperllm.backends.cuda.launch import chip
+from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.errors import KernelError
+from kuiperllm.ops.linear import LinearWeight, gemm_hopper
+from kuiperllm.ops.linear.gemm import MMA_TILES, SIMT_TILES, gemm, gemm_mma, gemm_simt
+from kuiperllm.ops.linear.gemm_tiling import (
+    ACCUMULATE,
+    PLAIN,
+    ROWS,
+    SWIGLU,
+    Tiling,
+    all_tilings,
+    candidates,
+    choose,
+    measured,
+    table,
+)
+from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+
+BF16, F16, F32 = DType.bfloat16, DType.float16, DType.float32
+TOLERANCE = {F32: 2e-5, F16: 5e-3, BF16: 3e-2}
+"""Of results in this type, relative to the root mean square of all."""
+
+Rows = np.ndarray[Any, Any] | Q8Tensor
+
+
+class Product:
+    """A product with its operands on the device, x and out inside of wider matrices, and its truth."""
+
+    def __init__(
+        self,
+        device: Device,
+        m: int,
+        n: int,
+        k: int,
+        dtype: DType,
+        *,
+        format: str = "",
+        group: int = 0,
+        float_scales: bool = False,
+        bias: bool = False,
+        epilogue: int = PLAIN,
+        out_dtype: DType | None = None,
+        margin: int = 0,
+    ) -> None:
+        rng = np.random.default_rng(m * 7 + n * 3 + k)
+        self.epilogue, self.width = epilogue, n // 2 if epilogue == SWIGLU else n
+        self.dtype = out_dtype or dtype
+        w = rng.standard_normal((n, k), np.float32) / np.float32(np.sqrt(k))
+        rows: Rows = quantize_q8(w, group) if group else w.astype(DType(format or dtype).numpy)
+        if float_scales:
+            assert isinstance(rows, Q8Tensor)
+            rows = Q8Tensor(rows.values, rows.scales.astype(np.float32))
+        added = rng.standard_normal(n, np.float32) if bias else None
+        x = rng.standard_normal((m, k + margin), np.float32).astype(dtype.numpy)
+        self.before = rng.standard_normal((m, self.width + margin), np.float32).astype(self.dtype.numpy)
+        self.weight = LinearWeight.pack(rows, added, device=device)
+        self.x = Tensor.from_numpy(x).to(device)[:, :k]
+        self.device = device
+        self.exact = rows.dequantize() if isinstance(rows, Q8Tensor) else rows.astype(np.float32)
+        self.terms = x[:, :k].astype(np.float32), added
+
+    def expected(self, rounding: DType | None = None) -> np.ndarray[Any, Any]:
+        x, bias = self.terms
+        w = self.exact if rounding is None else self.exact.astype(rounding.numpy).astype(np.float32)
+        product = x @ w.T
+        if bias is not None:
+            product += bias
+        if self.epilogue == ACCUMULATE:
+            product += self.before[:, : self.width].astype(np.float32)
+        if self.epilogue == SWIGLU:
+            gate, up = product[:, : self.width], product[:, self.width :]
+            return gate / (1 + np.exp(-gate)) * up
+        return product
+
+    def run(self, call: Callable[[Tensor, LinearWeight, Tensor], None]) -> np.ndarray[Any, Any]:
+        """What the call leaves in `out`; poisoned where nothing has to be added to."""
+        before = self.before.copy()
+        if self.epilogue != ACCUMULATE:
+            before[:, : self.width] = np.nan
+        whole = Tensor.from_numpy(before).to(self.device)
+        call(self.x, self.weight, whole[:, : self.width])
+        found = whole.numpy()
+        np.testing.assert_array_equal(found[:, self.width :], before[:, self.width :])
+        return found[:, : self.width].astype(np.float32)
+
+    def check(
+        self, call: Callable[[Tensor, LinearWeight, Tensor], None], rounding: DType | None = None
+    ) -> np.ndarray[Any, Any]:
+        found, expected = self.run(call), self.expected(rounding)
+        scale = float(np.sqrt(np.mean(np.square(expected))))
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[self.dtype] * max(scale, 1.0) * 2)
+        error = float(np.sqrt(np.mean(np.square(found - expected)))) / scale
+        assert error < TOLERANCE[self.dtype] / 4, f"relative error {error}"
+        return found
+
+
+# --- mma.sync ---------------------------------------------------------------------------------------------
+
+EPILOGUES = {"plain": PLAIN, "accumulate": ACCUMULATE, "swiglu": SWIGLU}
+
+
+@pytest.mark.parametrize("tile", MMA_TILES, ids=lambda tile: f"{tile.m}x{tile.n}")
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+def test_mma(tile: Any, epilogue: str, cuda: Device) -> None:
+    kind = EPILOGUES[epilogue]
+    odd = Product(cuda, tile.m + 3, tile.n + 22, 328, BF16, bias=True, epilogue=kind, margin=8)
+    odd.check(lambda x, w, out: gemm_mma(x, w, out, kind, tile))
+    small = Product(cuda, 9, 26, 40, F16, epilogue=kind, out_dtype=F32)
+    small.check(lambda x, w, out: gemm_mma(x, w, out, kind, tile))
+
+
+@pytest.mark.parametrize("tile", MMA_TILES, ids=lambda tile: f"{tile.m}x{tile.n}")
+@pytest.mark.parametrize(
+    ("group", "k"), [(32, 96), (32, 352), (64, 64), (64, 448), (128, 128), (128, 640), (128, 512)]
+)
+def test_mma_int8(tile: Any, group: int, k: int, cuda: Device) -> None:
+    """Odd numbers of groups in a row: pairs of scales begin in the middle of a word."""
+    odd = Product(cuda, tile.m - 5, tile.n + 10, k, BF16, group=group, out_dtype=F32)
+    odd.check(lambda x, w, out: gemm_mma(x, w, out, PLAIN, tile), BF16)
+    wide = Product(cuda, 10, 46, k, F16, group=group, float_scales=True, bias=True, epilogue=SWIGLU)
+    wide.check(lambda x, w, out: gemm_mma(x, w, out, SWIGLU, tile), F16)
+
+
+def test_mma_repeats_itself(cuda: Device) -> None:
+    product = Product(cuda, 40, 72, 512, BF16)
+    first, second = (product.run(lambda x, w, out: gemm_mma(x, w, out, PLAIN, MMA_TILES[-1])) for _ in "ab")
+    np.testing.assert_array_equal(first, second)
+
+
+# --- any operands -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tile", SIMT_TILES)
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+@pytest.mark.parametrize(
+    ("dtype", "format", "group", "k", "margin"),
+    [
+        (F32, "float32", 0, 64, 0),
+        (F32, "float32", 0, 33, 1),
+        (F32, "bfloat16", 0, 36, 4),
+        (BF16, "float32", 0, 40, 0),
+        (F16, "bfloat16", 0, 17, 0),
+        (F32, "q8", 16, 48, 0),
+        (BF16, "q8", 15, 45, 2),
+    ],
+)
+def test_simt(
+    tile: int, epilogue: str, dtype: DType, format: str, group: int, k: int, margin: int, cuda: Device
+) -> None:
+    kind = EPILOGUES[epilogue]
+    product = Product(
+        cuda, 21, tile + 26, k, dtype, format=format, group=group, bias=True, epilogue=kind, margin=margin
+    )
+    product.check(lambda x, w, out: gemm_simt(x, w, out, kind, tile))
+
+
+# --- the choice of a kernel -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+def test_gemm(dtype: DType, cuda: Device) -> None:
+    """Whatever the alignment: operands that tensor cores cannot take go elsewhere."""
+    Product(cuda, 9, 64, 128, dtype, epilogue=SWIGLU).check(lambda x, w, out: gemm(x, w, out, swiglu=True))
+    Product(cuda, 12, 30, 64, dtype, epilogue=ACCUMULATE, margin=3).check(
+        lambda x, w, out: gemm(x, w, out, accumulate=True)
+    )
+    Product(cuda, 30, 50, 72, dtype, group=24, out_dtype=F32).check(lambda x, w, out: gemm(x, w, out))
+    Product(cuda, 1, 34, 77, dtype, bias=True).check(lambda x, w, out: gemm(x, w, out))
+
+
+def test_no_rows(cuda: Device) -> None:
+    weight = LinearWeight.pack(np.ones((4, 8), np.float32), device=cuda)
+    gemm(Tensor.empty((0, 8), F32, cuda), weight, Tensor.empty((0, 4), F32, cuda))
+
+
+# --- tilings ----------------------------------------------------------------------------------------------
+
+
+def test_names() -> None:
+    for tiling in all_tilings():
+        assert Tiling.parse(str(tiling)) == tiling
+        for direct in (False, True):
+            assert 3 <= tiling.stages(direct) <= 20
+            limit = 227 << 10 if tiling.resident == 1 else 113 << 10
+            assert limit - 50_000 < tiling.shared_bytes(direct) <= limit or tiling.stages(direct) == 20
+    assert len({str(tiling) for tiling in all_tilings()}) == len(all_tilings())
+    with pytest.raises(
+        KernelError, match=r"^linear: 'n64' names no tiling of a matrix product; s64x32c4d does$"
+    ):
+        Tiling.parse("n64")
+
+
+@pytest.mark.parametrize(
+    "shape", [(6144, 4096), (128256, 2048), (896, 4864), (64, 64), (16, 8), (28672, 4096)]
+)
+def test_every_product_has_a_tiling(shape: tuple[int, int]) -> None:
+    n, k = shape
+    for m in (1, 9, 33, 100, 700, 40_000):
+        for epilogue in EPILOGUES.values():
+            for direct in (False, True):
+                tiling = choose(m, n, k, epilogue, direct, 132)
+                assert tiling.fits(m, n, k, epilogue, direct, 132)
+                assert tiling.clusters(m, n, k, 132) >= 1
+
+
+def test_estimates_prefer_what_is_known_to_be_fast() -> None:
+    """Large tiles for many rows of x; for few, enough blocks to keep the memory busy."""
+    assert str(candidates(8192, 28672, 4096, 132)[0]) == "n128x256c2"
+    few = candidates(16, 2048, 2048, 132)[0]
+    assert few.swap
+    assert few.tile_q == 16
+    assert few.clusters(16, 2048, 2048, 132) * few.cluster > 100
+
+
+def test_the_nearest_measured_shape_counts() -> None:
+    first, second = Tiling.parse("n128x256c2"), Tiling.parse("s64x16c4d")
+    known = {(4096, 4096): {16: (second,), 1024: (first,)}, (16384, 2048): {64: (first, second)}}
+    assert measured(9, 4096, 4096, known) == (second,)
+    assert measured(17, 5000, 4000, known) == (first,)
+    assert measured(5000, 4096, 4096, known) == (first,)
+    assert measured(16, 14000, 2048, known) == (first, second)
+    assert measured(16, 512, 512, known) == ()
+    assert measured(16, 512, 512, {}) == ()
+
+
+def test_the_table_is_sound() -> None:
+    for by_rows in table().values():
+        assert set(by_rows) <= set(ROWS)
+        assert all(by_rows.values())
+
+
+# --- wgmma ------------------------------------------------------------------------------------------------
+
+AWKWARD = [
+    (1, 256, 512),
+    (13, 1152, 1024),
+    (100, 3072, 576),
+    (257, 832, 576),
+    (515, 4160, 1024),
+    (100, 832, 8192),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [str(tiling) for tiling in all_tilings()])
+def test_wgmma(name: str, cuda: Device) -> None:
+    """Each tiling with each epilogue; what it leaves does not depend on timing."""
+    hopper = chip(cuda)
+    if not hopper.is_hopper:
+        pytest.skip("not a Hopper GPU")
+    tiling = Tiling.parse(name)
+    for m, n, k in AWKWARD:
+        for epilogue in EPILOGUES.values():
+            for dtype, out_dtype in ((BF16, BF16), (F16, F16), (BF16, F32)):
+                direct = out_dtype is not dtype
+                if not tiling.fits(m, n, k, epilogue, direct, hopper.multiprocessors):
+                    continue
+                product = Product(
+                    cuda, m, n, k, dtype, bias=m % 2 > 0, epilogue=epilogue, out_dtype=out_dtype
+                )
+
+                def call(x: Tensor, w: LinearWeight, out: Tensor, epilogue: int = epilogue) -> None:
+                    gemm_hopper.gemm(x, w, out, epilogue, tiling)
+
+                found = product.check(call)
+                np.testing.assert_array_equal(product.run(call), found)
+
+
+@pytest.mark.gpu
+def test_wgmma_in_a_graph(cuda: Device) -> None:
+    """Counters of evenly split tiles are zero after each replay, also if they were made while recording."""
+    if not chip(cuda).is_hopper:
+        pytest.skip("not a Hopper GPU")
+    tiling = Tiling.parse("n128x128e")
+    product = Product(cuda, 200, 640, 2048, BF16, epilogue=ACCUMULATE)
+    gemm_hopper.gemm(product.x, product.weight, Tensor.empty((200, 640), BF16, cuda), PLAIN, tiling)
+    gemm_hopper._workspace.cache_clear()
+    out = Tensor.zeros((200, 640), BF16, cuda)
+    with cuda.capture() as graph:
+        gemm_hopper.gemm(product.x, product.weight, out, PLAIN, tiling)
+    for _ in range(3):
+        out.buffer.fill(0xFF)
+        graph.replay()
+        product.epilogue = PLAIN
+        np.testing.assert_allclose(out.numpy().astype(np.float32), product.expected(), rtol=0.02, atol=0.05)
+    assert not gemm_hopper._workspace(cuda)[1].numpy().any()
