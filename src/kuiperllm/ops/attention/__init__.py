@@ -253,4 +253,17 @@ CASES = [
         _case("block-16", [17], [47], 3, 3, 36, block_size=16, dtype=dtype),
         _case("block-64", [9, 1], [130, 64], 4, 2, 32, block_size=64, dtype=dtype),
     )
+] + [  # edges of the tiles of kernels: 16, 64 or 128 queries and keys, 16 heads, 16 elements
+    _case("prefill-whole-tile", [64], [64], 2, 2, 64, dtype="bfloat16"),
+    _case("prefill-past-tile", [65], [129], 2, 1, 64, dtype="bfloat16"),
+    _case("prefill-8-per-head", [17], [128], 8, 1, 128, dtype="bfloat16"),
+    _case("prefill-7-per-head", [127, 3], [127, 130], 7, 1, 64, block_size=16, dtype="float16"),
+    _case("prefill-chunks", [128, 1, 2], [191, 128, 66], 2, 2, 128, block_size=64, dtype="float16"),
+    _case("prefill-head-96", [20], [90], 4, 2, 96, dtype="float16"),
+    _case("prefill-head-40", [19], [35], 4, 2, 40, dtype="bfloat16"),
+    _case("prefill-head-256", [20], [50], 4, 2, 256, dtype="bfloat16"),
+    _case("decode-head-40", [1, 1], [35, 16], 4, 2, 40, dtype="bfloat16"),
+    _case("decode-head-256", [1], [300], 4, 1, 256, dtype="float16"),
+    _case("decode-20-per-head", [1, 1], [17, 150], 20, 1, 32, dtype="bfloat16"),
+    _case("decode-block-48", [1], [100], 4, 2, 64, block_size=48, dtype="bfloat16"),
 ]

@@ -1,4 +1,4 @@
-"""Launches the attention kernel for Hopper: many tokens, tiles by the bulk copy engine, products by warpgroups."""
+"""Launches the attention kernel for Hopper: tiles by the bulk copy engine, products by warpgroups."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def prefill(
     launch(
         _kernel(q.dtype, head_dim, cache.block_size, stages),
         (heads, -(-batch.max_query_len // _QUERIES), batch.seq_lens.shape[0]), 384,
-        queries, keys, values, batch.block_table, batch.query_start_loc, batch.seq_lens, out, cache.num_kv_heads,
-        int(skip_single), rows, *out.strides[:2], batch.block_table.strides[0], scale,
+        queries, keys, values, batch.block_table, batch.query_start_loc, batch.seq_lens, out,
+        cache.num_kv_heads, int(skip_single), rows, *out.strides[:2], batch.block_table.strides[0], scale,
         shared=1024 + (1 + 2 * stages) * tile_bytes + 8 * (1 + 4 * stages),
     )  # fmt: skip
 
