@@ -6,6 +6,7 @@
 
 enum Epilogue { STORE, ADD, SWIGLU };
 using Weight = W;
+constexpr int GROUP_COLUMNS = GROUP ? GROUP : 1;  // nothing divides by 0, not even where it is not compiled
 
 DEVICE float weight_at(const float* row, int k) { return row[k]; }
 DEVICE float weight_at(const f16* row, int k) { return to_float(row[k]); }
@@ -18,7 +19,7 @@ DEVICE float product(const T* x, const char* weight, long long row_bytes, const 
     float sum = 0.f;
     for (int k = threadIdx.x % 32; k < width; k += 32) {
         float w = weight_at(values, k);
-        if constexpr (GROUP != 0) w *= to_float(scales[row * (width / GROUP) + k / GROUP]);
+        if constexpr (GROUP != 0) w *= to_float(scales[row * (width / GROUP_COLUMNS) + k / GROUP_COLUMNS]);
         sum += w * to_float(x[k]);
     }
     return warp_sum(sum) + (HAS_BIAS ? bias[row] : 0.f);
