@@ -30,7 +30,7 @@ def packed(weight: LinearWeight) -> np.ndarray[Any, Any]:
 def assert_holds(weight: LinearWeight, expected: Q8Tensor) -> None:
     assert weight.scales is not None
     np.testing.assert_array_equal(packed(weight), expected.values)
-    found = weight.scales.numpy()
+    found = weight.scales.numpy()[: expected.scales.size]  # one is added to an odd number
     assert found.dtype == expected.scales.dtype
     np.testing.assert_array_equal(found.reshape(expected.scales.shape), expected.scales)
 

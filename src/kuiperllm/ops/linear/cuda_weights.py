@@ -49,8 +49,12 @@ def row_bytes(format: str, k: int) -> int:
 
 
 def packed_sizes(format: str, n: int, k: int, group: int) -> tuple[int, int, int]:
-    """Bytes of packed values, number of scales, and length of the bias, for an [N, K] matrix."""
-    return n * row_bytes(format, k), n * (k // group) if group else 0, -(-n // 16) * 16
+    """Bytes of packed values, number of scales, and length of the bias, for an [N, K] matrix.
+
+    The scales are an even number, because kernels load two at once.
+    """
+    scales = n * (k // group) if group else 0
+    return n * row_bytes(format, k), -(-scales // 2) * 2, -(-n // 16) * 16
 
 
 def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:

@@ -20,6 +20,7 @@ constexpr int SCALE_BYTES = GROUP ? (CHUNK * 4 + 15) / 16 * 16 : 0;  // a word f
 constexpr int SLOT_BYTES = VALUE_BYTES + SCALE_BYTES, STAGE_BYTES = 2 * SLOT_BYTES;
 constexpr bool X_IN_REGISTERS = ROWS == 1;
 constexpr bool X_STAGED = !(X_IN_REGISTERS && PROLOGUE == PLAIN);  // x passes through shared memory, as floats
+constexpr int SCALE_STEP = GROUP ? 32 * W_VECTOR / (GROUP ? GROUP : 1) : 0;
 constexpr int ROW_SCALES = GROUP ? K / (GROUP ? GROUP : 1) : 0;
 constexpr int SUMS = ROWS == 1 ? 2 : ROWS == 2 ? 4 : ROWS <= 4 ? 8 : 16;
 
@@ -33,8 +34,8 @@ struct Lane {
         return ((step + 1) * 32 <= CHUNK || vector < CHUNK) && (W_VECTORS % CHUNKS == 0 || chunk * CHUNK + vector < W_VECTORS);
     }
     DEVICE int vector(int step) const { return chunk * CHUNK + step * 32 + lane; }
-    // Scales of int8 groups: which of a row's a vector needs.
-    DEVICE int scale(int step) const { return vector(step) * W_VECTOR / (GROUP ? GROUP : 1); }
+    // Which of the scales of a row the first vector needs; the next ones' are SCALE_STEP apart.
+    DEVICE int scale() const { return vector(0) * W_VECTOR / (GROUP ? GROUP : 1); }
 };
 
 // Two rows of the matrix at a time, from memory to a slot of the ring.
@@ -43,24 +44,25 @@ struct Fetcher {
     const char* values;       // of the next row, where this lane begins
     long long next, second;   // bytes from there to the row after the next two, and to the second of these
     const SCALE* scales;
-    int scale_row, num_scales, scale_next, scale_second;
+    int scale, scale_next, scale_second;
     int pairs, rows;          // left to be fetched
 
     DEVICE void fetch(char* slot) {
         if (pairs > 0) {
-            copy_row(slot, values, scale_row);
-            if (GATED || rows > 1) copy_row(slot + SLOT_BYTES, values + second, scale_row + scale_second);
-            values += next, scale_row += scale_next, rows -= 2, pairs--;
+            copy_row(slot, values, scale);
+            if (GATED || rows > 1) copy_row(slot + SLOT_BYTES, values + second, scale + scale_second);
+            values += next, scale += scale_next, rows -= 2, pairs--;
         }
         commit_copies();
     }
 
     DEVICE void copy_row(char* slot, const char* from, int first_scale) {
+        const SCALE* words = word_with(scales, first_scale);
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
             if (!mine.has(step)) continue;
             copy_async(slot + mine.lane * VECTOR_BYTES + step * 512, from + step * 512);
-            if (GROUP) copy_scale(slot + VALUE_BYTES + (step * 32 + mine.lane) * 4, scales, first_scale + mine.scale(step), num_scales);
+            if (GROUP) copy_async_word(slot + VALUE_BYTES + (step * 32 + mine.lane) * 4, words + step * SCALE_STEP, 4);
         }
     }
 };
@@ -110,7 +112,7 @@ struct Operand {
 };
 
 // COUNT rows of the matrix (one or two) times the rows of x, for the vectors of one lane.
-template <int COUNT> DEVICE void multiply(const char* slot, Lane mine, const Operand& x, const int (&scale_row)[2], float (&sum)[SUMS]) {
+template <int COUNT> DEVICE void multiply(const char* slot, Lane mine, const Operand& x, const int (&scale_at)[2], float (&sum)[SUMS]) {
     constexpr int CHAINS = ROWS == 1 ? 4 : 1;  // sums that do not wait for each other
     float part[COUNT][ROWS][CHAINS];
 #pragma unroll
@@ -126,7 +128,7 @@ template <int COUNT> DEVICE void multiply(const char* slot, Lane mine, const Ope
             unpack(v, w[half], Weight());
             scale[half] = 0.f;
             if (GROUP && mine.has(step))
-                scale[half] = scale_in(row + VALUE_BYTES + (step * 32 + mine.lane) * 4, scale_row[half] + mine.scale(step), SCALE());
+                scale[half] = scale_in(row + VALUE_BYTES + (step * 32 + mine.lane) * 4, scale_at[half], SCALE());
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -160,24 +162,26 @@ template <int COUNT> DEVICE void multiply(const char* slot, Lane mine, const Ope
 DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWeights& norm, float* xs, float* squares) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-        float square = 0.f;
+        const T* row = x + (long long)r * stride;
+        float square = 0.f, value[X_PASSES][VECTOR<T>];
+#pragma unroll
+        for (int pass = 0; pass < X_PASSES; pass++) {  // first load everything
+            if (!has_x_vector(pass)) continue;
+            if constexpr (PROLOGUE == MERGE) merge_splits(row, stats + r * SPLITS * (K / HEAD_DIM), x_vector(pass), value[pass]);
+            else unpack(load_fresh(row + x_vector(pass) * VECTOR<T>), value[pass], T());
+        }
 #pragma unroll
         for (int pass = 0; pass < X_PASSES; pass++) {
-            int vector = pass * THREADS + threadIdx.x;
-            if (vector < X_VECTORS) {
-                float v[VECTOR<T>];
-                const T* row = x + (long long)r * stride;
-                if constexpr (PROLOGUE == MERGE) merge_splits(row, stats + r * SPLITS * (K / HEAD_DIM), vector, v);
-                else unpack(load_fresh(row + vector * VECTOR<T>), v, T());
-                if constexpr (PROLOGUE == NORM) {
-                    square += sum_of_squares(v);
+            if (!has_x_vector(pass)) continue;
+            float(&v)[VECTOR<T>] = value[pass];
+            if constexpr (PROLOGUE == NORM) {
+                square += sum_of_squares(v);
 #pragma unroll
-                    for (int e = 0; e < VECTOR<T>; e++) v[e] *= norm.value[pass][e];
-                }
-                float4* to = (float4*)(xs + r * K + vector * VECTOR<T>);
-#pragma unroll
-                for (int e = 0; e < VECTOR<T>; e += 4) to[e / 4] = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
+                for (int e = 0; e < VECTOR<T>; e++) v[e] *= norm.value[pass][e];
             }
+            float4* to = (float4*)(xs + r * K + x_vector(pass) * VECTOR<T>);
+#pragma unroll
+            for (int e = 0; e < VECTOR<T>; e += 4) to[e / 4] = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
         }
         if constexpr (PROLOGUE == NORM) {
             square = warp_sum(square);
@@ -205,9 +209,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     const int first = mine.first + group, next = GATED ? GROUPS : 2 * GROUPS, second = GATED ? outputs : GROUPS;
     Fetcher fetcher = {
         lane, weight + first * ROW_BYTES + lane.vector(0) * VECTOR_BYTES, next * ROW_BYTES, second * ROW_BYTES,
-        scales, first * ROW_SCALES, outputs * (GATED ? 2 : 1) * ROW_SCALES, next * ROW_SCALES, second * ROW_SCALES,
+        scales, first * ROW_SCALES + lane.scale(), next * ROW_SCALES, second * ROW_SCALES,
         pairs, count};
-#pragma unroll
+#pragma unroll (STAGES <= 6 ? STAGES : 1)
     for (int stage = 0; stage < STAGES; stage++) fetcher.fetch(ring + stage * STAGE_BYTES);
     launch_next();
 
@@ -223,18 +227,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     if constexpr (!X_STAGED) operand.load_row(x, lane);
 
     char* slot = ring;
-    int scale_row[2] = {first * ROW_SCALES, (first + second) * ROW_SCALES};
+    int scale_at[2] = {first * ROW_SCALES + lane.scale(), (first + second) * ROW_SCALES + lane.scale()};
     for (int pair = 0; pair < pairs; pair++) {
         const bool both = GATED || 2 * pair + 1 < count;
         float sum[SUMS];
 #pragma unroll
         for (int i = 0; i < SUMS; i++) sum[i] = 0.f;
         wait_for_copies<STAGES - 1>();
-        if (both) multiply<2>(slot, lane, operand, scale_row, sum);
-        else multiply<1>(slot, lane, operand, scale_row, sum);
+        if (both) multiply<2>(slot, lane, operand, scale_at, sum);
+        else multiply<1>(slot, lane, operand, scale_at, sum);
         fetcher.fetch(slot);
         slot = slot == ring + (STAGES - 1) * STAGE_BYTES ? ring : slot + STAGE_BYTES;
-        if (GROUP) scale_row[0] += next * ROW_SCALES, scale_row[1] += next * ROW_SCALES;
+        if (GROUP) scale_at[0] += next * ROW_SCALES, scale_at[1] += next * ROW_SCALES;
 
         float total = warp_sums(sum);
         const int index = lane.lane / (32 / SUMS), half = index / (SUMS / 2), row = index % (SUMS / 2);

@@ -35,6 +35,10 @@ DEVICE uint4 load_fresh(const void* p) { return __ldcg((const uint4*)p); }
 DEVICE float load_fresh_element(const float* p) { return __ldcg(p); }
 template <typename V> DEVICE float load_fresh_element(const V* p) { return to_float(V{__ldcg((const unsigned short*)p)}); }
 
+// Threads share the vectors of a row of x out between them: the one that a thread has in a pass, and whether it exists.
+DEVICE int x_vector(int pass) { return pass * THREADS + threadIdx.x; }
+DEVICE bool has_x_vector(int pass) { return (pass + 1) * THREADS <= X_VECTORS || x_vector(pass) < X_VECTORS; }
+
 DEVICE float sum_of_squares(const float (&v)[VECTOR<T>]) {
     float sum = 0.f;
 #pragma unroll
@@ -42,20 +46,19 @@ DEVICE float sum_of_squares(const float (&v)[VECTOR<T>]) {
     return sum;
 }
 
-// The weights of the norm that a thread needs: those of vectors threadIdx.x, + THREADS, ...
+// The weights of the norm for a thread's vectors of x. Loaded in front of the wait, and not as constants, since compilers
+// move loads of those behind it.
 struct NormWeights {
     float value[X_PASSES][VECTOR<T>];
 
     DEVICE void load(const float* weight) {
 #pragma unroll
         for (int pass = 0; pass < X_PASSES; pass++) {
-            int vector = pass * THREADS + threadIdx.x;
-            if (vector < X_VECTORS) {
+            const float* from = weight + min(x_vector(pass), X_VECTORS - 1) * VECTOR<T>;
 #pragma unroll
-                for (int e = 0; e < VECTOR<T>; e += 4) {
-                    float4 four = __ldg((const float4*)(weight + vector * VECTOR<T> + e));
-                    value[pass][e] = four.x, value[pass][e + 1] = four.y, value[pass][e + 2] = four.z, value[pass][e + 3] = four.w;
-                }
+            for (int e = 0; e < VECTOR<T>; e += 4) {
+                float4 four = __ldcg((const float4*)(from + e));
+                value[pass][e] = four.x, value[pass][e + 1] = four.y, value[pass][e + 2] = four.z, value[pass][e + 3] = four.w;
             }
         }
     }
@@ -103,16 +106,12 @@ DEVICE void unpack(uint4 v, float (&x)[16], signed char) {
     unpack_bytes(v.x, x), unpack_bytes(v.y, x + 4), unpack_bytes(v.z, x + 8), unpack_bytes(v.w, x + 12);
 }
 
-// One of two neighbouring float16, or a float32: what `index` names of an array in global memory, whose word is here.
+// Scales come in words: a float32, or two neighbouring float16, one of which is wanted. (There is an even number of them.)
+constexpr int SCALES_OF_WORD = 4 / (int)sizeof(SCALE);
+
+DEVICE const SCALE* word_with(const SCALE* scales, int index) { return scales + (index & -SCALES_OF_WORD); }
 DEVICE float scale_in(const char* word, int, float) { return *(const float*)word; }
 DEVICE float scale_in(const char* word, int index, f16) { return to_float(((const f16*)word)[index & 1]); }
-
-// Such a word, from an array of `count`.
-DEVICE void copy_scale(char* word, const SCALE* scales, int index, int count) {
-    constexpr int SIZE = sizeof(SCALE), PER_WORD = 4 / SIZE;
-    index -= index % PER_WORD;
-    copy_async_word(word, scales + index, min(4, (count - index) * SIZE));
-}
 
 // --- sums -----------------------------------------------------------------------------------------------------------
 
@@ -171,8 +170,8 @@ struct Outputs {
         : out(out_), bias(bias_), stride(stride_), outputs(outputs_), rows(rows_), mine(mine_) {
         if (HAS_BIAS && threadIdx.x < rows * mine.count) {
             int o = mine.first + threadIdx.x - row_of(threadIdx.x) * mine.count;
-            first_bias = __ldg(bias + o);
-            if (GATED) first_gated_bias = __ldg(bias + outputs + o);
+            first_bias = __ldcg(bias + o);
+            if (GATED) first_gated_bias = __ldcg(bias + outputs + o);
         }
     }
 

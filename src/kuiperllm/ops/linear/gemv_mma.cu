@@ -38,7 +38,7 @@ struct Fetcher {
     Lane mine;
     const char* weight;
     const SCALE* scales;
-    int num_scales, outputs, begin, end;
+    int outputs, begin, end;
     Share share;
     int left, tile, step;  // steps to be fetched, and the next
 
@@ -59,7 +59,7 @@ struct Fetcher {
             const char* from = weight + (valid ? row * ROW_BYTES + unit * UNIT_BYTES + mine.t * VECTOR_BYTES : 0);
             copy_async_or_zero(slot + u * UNIT_SLOT + mine.lane * VECTOR_BYTES, from, valid);
             if (GROUP)
-                copy_scale(slot + u * UNIT_SLOT + PIECE + mine.lane * 4, scales, valid ? row * ROW_SCALES + scale_of(unit) : 0, num_scales);
+                copy_async_word(slot + u * UNIT_SLOT + PIECE + mine.lane * 4, word_with(scales, valid ? row * ROW_SCALES + scale_of(unit) : 0), 4);
         }
     }
     // The (first) scale of a unit. With groups of 32 it has two, which lie in one word.
@@ -96,8 +96,8 @@ DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWe
     for (int r = 0; r < MAX_ROWS; r++) square[r] = 0.f;
 #pragma unroll
     for (int pass = 0; pass < X_PASSES; pass++) {
-        int vector = pass * THREADS + threadIdx.x;
-        if (vector >= X_VECTORS) continue;
+        if (!has_x_vector(pass)) continue;
+        const int vector = x_vector(pass);
         uint4 v[MAX_ROWS];
 #pragma unroll
         for (int r = 0; r < MAX_ROWS; r++)
@@ -132,9 +132,8 @@ DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWe
             float scale = norm_scale(squares + r * WARPS, eps);
 #pragma unroll
             for (int pass = 0; pass < X_PASSES; pass++) {
-                int vector = pass * THREADS + threadIdx.x;
-                if (vector >= X_VECTORS) continue;
-                uint4* at = xs + place_of_x(r, vector, rows);
+                if (!has_x_vector(pass)) continue;
+                uint4* at = xs + place_of_x(r, x_vector(pass), rows);
                 float value[VECTOR<T>];
                 unpack(*at, value, T());
 #pragma unroll
@@ -208,8 +207,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
     const int count = own_tiles * (end - begin);
-    Fetcher fetcher = {lane, weight, scales, outputs * (GATED ? 2 : 1) * ROW_SCALES, outputs, begin, end, mine, count, group, begin};
-#pragma unroll
+    Fetcher fetcher = {lane, weight, scales, outputs, begin, end, mine, count, group, begin};
+#pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
         fetcher.fetch(ring + stage * STAGE_BYTES);
         commit_copies();
@@ -229,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
         }
     };
     if constexpr (X_STREAMED) {
-#pragma unroll
+#pragma unroll 1
         for (int stage = 0; stage < STAGES; stage++) {
             fetch_x(ring + stage * STAGE_BYTES);
             commit_copies();

@@ -133,7 +133,7 @@ def _fits(problem: Problem, method: Method) -> bool:
         return False
     if problem.prologue == "MERGE" and problem.head_dim * itemsize % _VECTOR:
         return False
-    if problem.format == "q8" and problem.group % 16:
+    if problem.format == "q8" and (problem.group % 16 or 256 % problem.group):
         return False
     if method == "vector":
         return problem.weight.itemsize <= itemsize
@@ -171,6 +171,8 @@ def make_plan(
         stages = min(most, room) // stage
         if stages < 2:
             return None
+        if method == "vector":
+            stages = min(stages, max(2, _pairs(problem, chunks, share + (extra > 0))))
     if other + stages * stage > limit:
         return None
     # More than half of what a multiprocessor has, so that no two blocks of a launch share one.
@@ -208,6 +210,11 @@ def _vector_stage(problem: Problem, chunks: int) -> int:
     vectors = _chunk_vectors(problem, chunks)
     scales = -(-vectors * 4 // 16) * 16 if problem.group else 0
     return 2 * (vectors * _VECTOR + scales)
+
+
+def _pairs(problem: Problem, chunks: int, outputs: int) -> int:
+    """Of rows of the matrix, for the busiest warp of a block with so many outputs."""
+    return -(-(-(-outputs * chunks // WARPS) * problem.halves) // 2)
 
 
 # --- gemv_mma.cu ------------------------------------------------------------------------------------------
@@ -254,11 +261,11 @@ def _cost(problem: Problem, found: Plan) -> float:
     if found.method == "tensor":
         tiles = -(-outputs * problem.halves // 16)
         return -(-tiles // groups) * (-(-_steps(problem) // found.chunks) + 0.5) + found.chunks / 100
-    rows = -(-outputs // groups) * problem.halves
+    rows, pairs = -(-outputs // groups) * problem.halves, _pairs(problem, found.chunks, outputs)
     steps = -(-_chunk_vectors(problem, found.chunks) // 32)
-    cost = rows * steps * _VECTOR_COST[problem.format] * problem.rows + -(-rows // 2) * _PAIR_COST
+    cost = rows * steps * _VECTOR_COST[problem.format] * problem.rows + pairs * _PAIR_COST
     # Two stages do where there are no three, or where all rows are fetched at once.
-    return cost if found.stages >= min(3, -(-rows // 2)) else cost * 1.5
+    return cost if found.stages >= min(3, pairs) else cost * 1.5
 
 
 _SOURCES: dict[Method, Path] = {
