@@ -37,8 +37,14 @@ class _Plan(NamedTuple):
     kernel: Kernel
     tiling: Tiling
     blocks: int
+    threads: int
     shared: int
-    tiles: tuple[int, int]
+    work: tuple[int, int, int, int]
+    """Steps through K, tiles along P and Q, raster."""
+    rows: tuple[int, int]
+    """Rows of X and of W that a block copies at a time."""
+    chunk: tuple[int, int]
+    """Columns and rows of the result that leave at a time."""
 
 
 def gemm(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tiling: Tiling | None = None) -> None:
@@ -57,12 +63,10 @@ def gemm(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tiling: Ti
         m, n, k, x.dtype, out.dtype, epilogue, direct, weight.bias is not None, tiling,
         chip(x.device).multiprocessors,
     )  # fmt: skip
-    maps = _maps(x, weight, out, epilogue, plan.tiling, direct)
     workspace, counters = _workspace(x.device) if plan.tiling.split == SPLIT_EVENLY else (None, None)
     launch(
-        plan.kernel, plan.blocks, 128 * (plan.tiling.groups + 1),
-        *maps, weight.bias, out, out.strides[0], m, out.shape[1],
-        -(-k // _STEP), *plan.tiles, plan.tiling.raster, workspace, counters,
+        plan.kernel, plan.blocks, plan.threads, *_maps(x, weight, out, epilogue, plan, direct),
+        weight.bias, out, out.strides[0], m, out.shape[1], *plan.work, workspace, counters,
         shared=plan.shared, cluster=plan.tiling.cluster,
     )  # fmt: skip
 
@@ -82,12 +86,17 @@ def _plan(
 ) -> _Plan:
     if tiling is None:
         tiling = choose(m, n, k, epilogue, direct, multiprocessors)
+    of_p, of_q = tiling.rows
+    chunk = (32 if epilogue == SWIGLU else 64, tiling.chunk) if tiling.swap else (tiling.chunk, 64)
     return _Plan(
-        kernel(tiling, dtype, out_dtype, epilogue, direct, has_bias),
-        tiling,
-        tiling.clusters(m, n, k, multiprocessors) * tiling.cluster,
-        tiling.shared_bytes(direct),
-        tiling.tiles(m, n),
+        kernel=kernel(tiling, dtype, out_dtype, epilogue, direct, has_bias),
+        tiling=tiling,
+        blocks=tiling.clusters(m, n, k, multiprocessors) * tiling.cluster,
+        threads=128 * (tiling.groups + 1),
+        shared=tiling.shared_bytes(direct),
+        work=(-(-k // _STEP), *tiling.tiles(m, n), tiling.raster),
+        rows=(of_q, of_p) if tiling.swap else (of_p, of_q),
+        chunk=chunk,
     )
 
 
@@ -116,29 +125,30 @@ def kernel(
 
 
 def _maps(
-    x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tiling: Tiling, direct: bool
+    x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, plan: _Plan, direct: bool
 ) -> tuple[bytes, bytes, bytes]:
     """How the copy engine sees P, Q and the result."""
-    (m, k), n = x.shape, weight.out_features
-    element, itemsize = x.dtype.name, x.itemsize
-    rows_p, rows_q = tiling.rows
-    rows_w, rows_x = (rows_p, rows_q) if tiling.swap else (rows_q, rows_p)
-    row = row_bytes(weight.format, k)
-    x_row = x.strides[0] * itemsize if m > 1 else row
-    map_x = tensor_map(x, element, (k, m), (x_row,), (_STEP, rows_x), 128)
+    (m, k), n, width = x.shape, weight.out_features, out.shape[1]
+    element = weight.format
+    of_x, of_w = plan.rows
+    row = row_bytes(element, k)
+    map_x = tensor_map(x, element, (k, m), (_row_bytes(x, row),), (_STEP, of_x), 128)
     if epilogue == SWIGLU:  # tiles of 8 gate rows, 8 up rows, 8 gate rows, ...
-        half = n // 2
-        sizes, strides = (k, 8, 2, half // 8), (row, row * half, row * 8)
-        map_w = tensor_map(weight.data, element, sizes, strides, (_STEP, 8, 2, rows_w // 16), 128)
+        sizes, strides = (k, 8, 2, width // 8), (row, row * width, row * 8)
+        map_w = tensor_map(weight.data, element, sizes, strides, (_STEP, 8, 2, of_w // 16), 128)
     else:
-        map_w = tensor_map(weight.data, element, (k, n), (row,), (_STEP, rows_w), 128)
-    map_p, map_q = (map_w, map_x) if tiling.swap else (map_x, map_w)
+        map_w = tensor_map(weight.data, element, (k, n), (row,), (_STEP, of_w), 128)
+    map_p, map_q = (map_w, map_x) if plan.tiling.swap else (map_x, map_w)
     if direct:
         return map_p, map_q, map_x  # the third is not looked at
-    box = (32 if epilogue == SWIGLU else 64, tiling.chunk) if tiling.swap else (tiling.chunk, 64)
-    width = out.shape[1]
-    out_row = out.strides[0] * itemsize if m > 1 else -(-width * itemsize // _ALIGNMENT) * _ALIGNMENT
-    return map_p, map_q, tensor_map(out, element, (width, m), (out_row,), box, box[0] * itemsize)
+    out_row = _row_bytes(out, row_bytes(element, width))
+    map_out = tensor_map(out, element, (width, m), (out_row,), plan.chunk, plan.chunk[0] * 2)
+    return map_p, map_q, map_out
+
+
+def _row_bytes(matrix: Tensor, of_one: int) -> int:
+    """Bytes from a row of 16-bit elements to the next; a single row, of any stride, gets `of_one`."""
+    return matrix.strides[0] * 2 if matrix.shape[0] > 1 else of_one
 
 
 @lru_cache(maxsize=16)

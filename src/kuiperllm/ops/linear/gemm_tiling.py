@@ -142,7 +142,7 @@ class Tiling:
     def _most_clusters(self, multiprocessors: int) -> int:
         """Clusters that run at a time. They stay in a group of multiprocessors, which has 16 or 18."""
         usable = multiprocessors // 16 * 16 if self.cluster > 2 else multiprocessors
-        return usable * self.resident // self.cluster
+        return max(1, usable * self.resident // self.cluster)
 
     def fits(self, m: int, n: int, k: int, epilogue: int, direct: bool, multiprocessors: int) -> bool:
         """Whether the kernel can be used."""
@@ -155,7 +155,7 @@ class Tiling:
             counted = items * self.cluster * self.groups
             if counted > MAX_COUNTERS or items * steps * (multiprocessors * self.resident + 1) >= 1 << 32:
                 return False
-        if epilogue == SWIGLU and direct and self.tile_q > 128:  # too many registers
+        if direct and self.tile_q > (128 if epilogue == SWIGLU else 192):  # too many registers
             return False
         return self.swap or epilogue == PLAIN or self.tile_q % (128 if epilogue == SWIGLU else 64) == 0
 
