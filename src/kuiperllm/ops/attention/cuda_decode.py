@@ -186,9 +186,10 @@ def _decode_scalar(
     fused: bool,
     ahead: bool,
 ) -> Kernel:
+    batch = 3 if head_dim <= 256 and cache_dtype.itemsize <= dtype.itemsize else 1  # as registers allow
     return Kernel(
         _FOLDER / "decode.cu", "decode", T=dtype, C=cache_dtype, D=head_dim, BLOCK=block_size, HEADS=heads,
-        WARPS=warps, BATCH=3 if head_dim <= 256 else 1, ONE_EACH=one_each, FUSED=fused, AHEAD=ahead,
+        WARPS=warps, BATCH=batch, ONE_EACH=one_each, FUSED=fused, AHEAD=ahead,
     )  # fmt: skip
 
 

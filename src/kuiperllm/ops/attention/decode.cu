@@ -107,7 +107,7 @@ DEVICE int sequence_of(int token, const int* start, int sequences) {
     return low;
 }
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32)
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
 decode(const T* q, C* keys, C* values, const int* block_table, const int* query_start, const int* seq_lens, T* out,
        float2* stats, const int* positions, const long long* slots, const float* cos_sin, const float* q_norm,
        const float* k_norm, int sequences, int num_heads, int num_kv_heads, int num_positions, long long q_token,
@@ -115,16 +115,13 @@ decode(const T* q, C* keys, C* values, const int* block_table, const int* query_
        long long cos_sin_row, float scale, float eps) {
     __shared__ __align__(16) float mixed[WARPS][HEADS][D];
     __shared__ float tops[WARPS][HEADS], sums[WARPS][HEADS];
+    __shared__ __align__(16) Preparation preparation;
     int warp = threadIdx.x / 32, lane = threadIdx.x % LANES, row = threadIdx.x / LANES;
     int token = blockIdx.x, first_head = blockIdx.y * HEADS, part = blockIdx.z, parts = gridDim.z;
     int group = num_heads / num_kv_heads, kv_head = first_head / group;
 
     launch_next();
-    float q_weight[2 * PAIRS], k_weight[2 * PAIRS], turn[2 * PAIRS];
-    if (FUSED && q_norm) {
-        load_row(q_norm, lane, q_weight);
-        load_row(k_norm, lane, k_weight);
-    }
+    if (FUSED && q_norm) preparation.load_norms(q_norm, k_norm);
     if constexpr (!AHEAD) wait_for_previous();
 
     int sequence = ONE_EACH ? token : sequence_of(token, query_start, sequences);
@@ -138,8 +135,9 @@ decode(const T* q, C* keys, C* values, const int* block_table, const int* query_
     long long slot = -1;
     if constexpr (FUSED) {
         int position = min(max(positions[token], 0), num_positions - 1);
-        load_row(cos_sin + position * cos_sin_row, lane, turn);
+        preparation.load_turn(cos_sin + position * cos_sin_row);
         slot = slots[token];
+        __syncthreads();
     }
     if constexpr (AHEAD) wait_for_previous();
 
@@ -153,8 +151,8 @@ decode(const T* q, C* keys, C* values, const int* block_table, const int* query_
         load_row(q + token * q_token + (num_heads + num_kv_heads + kv_head) * q_head, lane, x);
         new_value.set(x);
         load_row(q + token * q_token + (num_heads + kv_head) * q_head, lane, x);
-        if (k_norm) normalize_row(x, k_weight, eps);
-        rotate_row(x, turn);
+        if (k_norm) preparation.normalize(x, false, eps, lane);
+        preparation.rotate(x, lane);
         new_key.set(x);
         batch.insert(new_key, new_value, begin + row, cached);
         if (row == 0 && first_head % group == 0 && slot >= 0) {
@@ -166,8 +164,8 @@ decode(const T* q, C* keys, C* values, const int* block_table, const int* query_
 #pragma unroll
     for (int h = 0; h < HEADS; h++) {
         if constexpr (FUSED) {
-            if (q_norm) normalize_row(query[h], q_weight, eps);
-            rotate_row(query[h], turn);
+            if (q_norm) preparation.normalize(query[h], true, eps, lane);
+            preparation.rotate(query[h], lane);
         }
         seen[h].top = LOWEST, seen[h].sum = 0.f;
 #pragma unroll

@@ -54,6 +54,7 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
            float scale, float eps) {
     __shared__ __align__(16) T queries[16 * ROW];
     __shared__ __align__(16) T newest[2][COLUMNS];              // the new key and value
+    __shared__ __align__(16) Preparation preparation;
     __shared__ float tops[WARPS + 1][16], sums[WARPS + 1][16];  // of each warp; and of the new token
     int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = threadIdx.x / LANES, row_lane = threadIdx.x % LANES;
     int sequence = blockIdx.x, part = blockIdx.z, parts = gridDim.z;
@@ -62,11 +63,7 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
     int first_head = kv_head * group + first_of_group, heads = min(HEADS, group - first_of_group);
 
     launch_next();
-    float q_weight[2 * PAIRS], k_weight[2 * PAIRS], turn[2 * PAIRS];
-    if (FUSED && q_norm) {
-        load_row(q_norm, row_lane, q_weight);
-        load_row(k_norm, row_lane, k_weight);
-    }
+    if (FUSED && q_norm) preparation.load_norms(q_norm, k_norm);
     if constexpr (!AHEAD) wait_for_previous();
 
     int token = sequence;
@@ -88,8 +85,9 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
     long long slot = -1;
     if constexpr (FUSED) {
         int position = min(max(positions[token], 0), num_positions - 1);
-        load_row(cos_sin + position * cos_sin_row, row_lane, turn);
+        preparation.load_turn(cos_sin + position * cos_sin_row);
         slot = slots[token];
+        __syncthreads();
     }
     if constexpr (AHEAD) wait_for_previous();
 
@@ -102,14 +100,10 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
         raw.clear();
         if (r < rows) raw.load(own + head * q_head, row_lane);
         if constexpr (FUSED) {
-            float x[2 * PAIRS], weight[2 * PAIRS];
+            float x[2 * PAIRS];
             raw.get(x);
-            if (q_norm) {
-#pragma unroll
-                for (int i = 0; i < 2 * PAIRS; i++) weight[i] = r < heads ? q_weight[i] : k_weight[i];
-                normalize_row(x, weight, eps);
-            }
-            rotate_row(x, turn);
+            if (q_norm) preparation.normalize(x, r < heads, eps, row_lane);
+            preparation.rotate(x, row_lane);
             if (r <= heads) raw.set(x);
         }
         if (r < heads) raw.store(queries + r * ROW, row_lane);

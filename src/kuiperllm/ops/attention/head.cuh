@@ -122,6 +122,23 @@ template <typename E> DEVICE void load_row(const E* row, int lane, float (&x)[2 
     raw.load(row, lane);
     raw.get(x);
 }
+// The same from shared memory.
+DEVICE void read_shared_row(const float* row, int lane, float (&x)[2 * PAIRS]) {
+#pragma unroll
+    for (int i = 0; i < 2 * PAIRS; i += STEP) {
+        int part = i % PAIRS / STEP;
+        const float* from = row + (i < PAIRS ? 0 : HALF) + part_offset(part, lane);
+        float piece[STEP];
+        if (has_part(part, lane)) {
+            ::load(from, piece);
+        } else {
+#pragma unroll
+            for (int j = 0; j < STEP; j++) piece[j] = 0.f;
+        }
+#pragma unroll
+        for (int j = 0; j < STEP; j++) x[i + j] = piece[j];
+    }
+}
 template <typename E> DEVICE void store_row(E* row, int lane, const float (&x)[2 * PAIRS]) {
     Row<E> raw;
     raw.set(x);
@@ -147,6 +164,29 @@ DEVICE void rotate_row(float (&x)[2 * PAIRS], const float (&turn)[2 * PAIRS]) {
         x[PAIRS + i] = a * turn[PAIRS + i] + b * turn[i];
     }
 }
+
+// What makes queries and keys of raw ones, in shared memory: the norms' weights, and the row of the rotary table for the
+// token's position. All threads of a block load it, and synchronize before they use it.
+struct Preparation {
+    float turn[D], q_norm[D], k_norm[D];
+
+    DEVICE void load_norms(const float* of_queries, const float* of_keys) {
+        for (int i = threadIdx.x; i < D; i += blockDim.x) q_norm[i] = of_queries[i], k_norm[i] = of_keys[i];
+    }
+    DEVICE void load_turn(const float* row) {
+        for (int i = threadIdx.x; i < D; i += blockDim.x) turn[i] = row[i];
+    }
+    DEVICE void normalize(float (&x)[2 * PAIRS], bool is_query, float eps, int lane) const {
+        float weight[2 * PAIRS];
+        read_shared_row(is_query ? q_norm : k_norm, lane, weight);
+        normalize_row(x, weight, eps);
+    }
+    DEVICE void rotate(float (&x)[2 * PAIRS], int lane) const {
+        float row[2 * PAIRS];
+        read_shared_row(turn, lane, row);
+        rotate_row(x, row);
+    }
+};
 
 // Where the row of key/value head `head` of a token lies in a cache: [blocks, heads, BLOCK, D].
 DEVICE long long cached_row(int block, int place, int head, int num_kv_heads) {

@@ -24,7 +24,7 @@ DTYPES = ACTIVATIONS
 _ROPE_WRITE = Path(__file__).with_name("rope_write.cu")
 _MOST_FUSED = 8  # sequences: more are better served by matrix products
 _MOST_PARTS = 8  # that the product's prologue puts together; it reads all of them in every block
-_SHORT_CONTEXT = 1024  # up to here latency counts, and a block takes one query head
+_SHORT_CONTEXT = 2048  # of all sequences: up to here latency counts, and a block takes one query head
 _LONG_CONTEXT = 16_384  # from here on it pays to have more parts, and a kernel that puts them together
 
 
@@ -74,7 +74,7 @@ def _decode(
     heads = width // cache.head_dim - 2 * cache.num_kv_heads
     capacity = batch.block_table.shape[1] * cache.block_size
     multiprocessors = chip(qkv.device).multiprocessors
-    use_tensor_cores = takes_tensor_cores(qkv.dtype, cache) and (sequences > 1 or capacity > _SHORT_CONTEXT)
+    use_tensor_cores = takes_tensor_cores(qkv.dtype, cache) and sequences * capacity > _SHORT_CONTEXT
     if use_tensor_cores:
         parts = parts_for(multiprocessors, sequences * cache.num_kv_heads, capacity)
         if capacity < _LONG_CONTEXT:
