@@ -180,6 +180,17 @@ CASES = [
         for format, group in (("float32", 0), ("float16", 0), ("bfloat16", 0), ("float16", 32))
         for tokens in (1, 9)
     ),
+    *(  # few rows of x: long rows of weights, an odd number of them
+        _case(f"{format}-{tokens}x{n}x{k}", tokens, n, k, format, bias=add, add=add)
+        for format, tokens, n, k, add in (
+            ("bfloat16", 1, 71, 896, True),
+            ("bfloat16", 1, 35, 4864, False),
+            ("bfloat16", 2, 45, 1024, False),
+            ("bfloat16", 8, 131, 2048, True),
+            ("float16", 5, 67, 896, True),
+            ("float32", 1, 43, 1024, True),
+        )
+    ),
     *(  # many rows of x: tiles in part outside of the matrices, rows that are not aligned
         _case(f"{format}-{tokens}x{n}x{k}", tokens, n, k, format, bias=add, add=add)
         for format in ("float32", "float16", "bfloat16")

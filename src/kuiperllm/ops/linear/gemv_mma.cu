@@ -29,58 +29,73 @@ constexpr int ROW_SCALES = GROUP ? K / (GROUP ? GROUP : 1) : 0;
 
 struct Lane {
     int lane, g, t;
-    DEVICE bool has(int unit) const { return K % STEP_K == 0 || (unit * UNIT_BYTES + t * VECTOR_BYTES) < ROW_BYTES; }
+    // Whether there are columns for this lane in a unit. There are, but at the end of uneven rows.
+    DEVICE bool has(int unit) const { return K % STEP_K == 0 || unit * UNIT_BYTES + t * VECTOR_BYTES < ROW_BYTES; }
 };
 
-// Pieces of tiles of the matrix, from memory to a stage of the ring. A warp walks along the columns [begin, end) (in
-// steps) of one tile, then of the next of its tiles.
+// The (first) scale of a unit of a row. With groups of 32 it has two, which lie in one word.
+DEVICE int scale_of(int unit) { return unit * UNIT_K / (GROUP ? GROUP : 1); }
+
+// Pieces of tiles of the matrix, from memory to a stage of the ring. A warp walks along the columns (its steps [begin,
+// end)) of one tile, then of the next of its tiles.
 struct Fetcher {
     Lane mine;
     const char* weight;
     const SCALE* scales;
     int outputs, begin, end;
     Share share;
-    int left, tile, step;  // steps to be fetched, and the next
+    int left, tile, step;                // steps to be fetched, and the next
+    const char *low, *high;              // where this lane goes on in its two rows of the tile
+    int low_row, high_row;
+    bool has_low, has_high;
 
+    DEVICE void start_tile() {
+        step = begin;
+        const int output = tile * TILE + mine.g, second = GATED ? output : output + 8;
+        has_low = output < share.count, has_high = second < share.count;
+        low_row = share.first + output, high_row = share.first + second + (GATED ? outputs : 0);
+        const int column = begin * (UNITS * UNIT_BYTES) + mine.t * VECTOR_BYTES;
+        low = weight + low_row * ROW_BYTES + column, high = weight + high_row * ROW_BYTES + column;
+    }
     DEVICE void fetch(char* stage) {
         if (left > 0) {
-            int low = tile * TILE + mine.g, high = GATED ? low : low + 8;
-            copy_half(stage, low < share.count, share.first + low);
-            copy_half(stage + HALF_BYTES, high < share.count, share.first + high + (GATED ? outputs : 0));
-            left--, step++;
-            if (step == end) step = begin, tile += GROUPS;
+            copy_half(stage, low, has_low, low_row);
+            copy_half(stage + HALF_BYTES, high, has_high, high_row);
+            low += UNITS * UNIT_BYTES, high += UNITS * UNIT_BYTES;
+            left--;
+            if (++step == end) tile += GROUPS, start_tile();
         }
     }
-    DEVICE void copy_half(char* slot, bool is_row, int row) {
+    DEVICE void copy_half(char* slot, const char* from, bool is_row, int row) const {
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
-            int unit = step * UNITS + u;
-            bool valid = is_row && mine.has(unit);
-            const char* from = weight + (valid ? row * ROW_BYTES + unit * UNIT_BYTES + mine.t * VECTOR_BYTES : 0);
-            copy_async_or_zero(slot + u * UNIT_SLOT + mine.lane * VECTOR_BYTES, from, valid);
-            if (GROUP)
-                copy_async_word(slot + u * UNIT_SLOT + PIECE + mine.lane * 4, word_with(scales, valid ? row * ROW_SCALES + scale_of(unit) : 0), 4);
+            const int unit = step * UNITS + u;
+            const bool valid = is_row && mine.has(unit);
+            copy_async_or_zero(slot + u * UNIT_SLOT + mine.lane * VECTOR_BYTES, from + u * UNIT_BYTES, valid);
+            if (GROUP) copy_async_word(slot + u * UNIT_SLOT + PIECE + mine.lane * 4, word_with(scales, row * ROW_SCALES + scale_of(unit)), valid ? 4 : 0);
         }
     }
-    // The (first) scale of a unit. With groups of 32 it has two, which lie in one word.
-    static DEVICE int scale_of(int unit) { return unit * UNIT_K / (GROUP ? GROUP : 1); }
 };
 
-// Row g of x for a step, to the ring.
-DEVICE void copy_x(char* stage, const T* x, int stride, int rows, Lane mine, int step) {
-    constexpr int PIECE_K = X_HALVES * VECTOR<T>;
-    if (mine.g >= rows) return;  // its sums are not used
+// Row g of x, step after step, to the ring; `next` is where this lane goes on.
+struct XFetcher {
+    Lane mine;
+    const T* next;
+    int begin, end, left, step;
+
+    DEVICE void fetch(char* stage) {
+        if (left <= 0) return;
 #pragma unroll
-    for (int u = 0; u < UNITS; u++) {
-        int unit = step * UNITS + u, column = unit * UNIT_K + mine.t * PIECE_K;
+        for (int u = 0; u < UNITS; u++)
 #pragma unroll
-        for (int h = 0; h < X_HALVES; h++) {
-            bool valid = mine.has(unit);
-            const T* from = x + (valid ? mine.g * (long long)stride + column + h * VECTOR<T> : 0);
-            copy_async_or_zero(stage + u * UNIT_SLOT + 2 * HALF_BYTES + h * PIECE + mine.lane * VECTOR_BYTES, from, valid);
-        }
+            for (int h = 0; h < X_HALVES; h++)
+                copy_async_or_zero(
+                    stage + u * UNIT_SLOT + 2 * HALF_BYTES + h * PIECE + mine.lane * VECTOR_BYTES,
+                    next + u * UNIT_K + h * VECTOR<T>, mine.has(step * UNITS + u));
+        next += STEP_K, left--;
+        if (++step == end) step = begin, next -= (end - begin) * STEP_K;
     }
-}
+};
 
 // Where a vector of a row of x lies in shared memory: those that the lanes need at once are neighbours.
 DEVICE int place_of_x(int row, int vector, int rows) {
@@ -207,7 +222,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
     const int count = own_tiles * (end - begin);
-    Fetcher fetcher = {lane, weight, scales, outputs, begin, end, mine, count, group, begin};
+    Fetcher fetcher = {lane, weight, scales, outputs, begin, end, mine, count, group};
+    fetcher.start_tile();
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
         fetcher.fetch(ring + stage * STAGE_BYTES);
@@ -220,17 +236,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     if constexpr (PROLOGUE == NORM) norm.load(norm_weight);
     wait_for_previous();
     results.load_addend();
-    int x_step = begin, x_left = count;
-    auto fetch_x = [&](char* stage) {
-        if (X_STREAMED && x_left > 0) {
-            copy_x(stage, x, x_stride, rows, lane, x_step);
-            x_left--, x_step = x_step + 1 == end ? begin : x_step + 1;
-        }
-    };
+    const T* own_x = x + (long long)lane.g * x_stride + begin * STEP_K + lane.t * (X_HALVES * VECTOR<T>);
+    XFetcher x_fetcher = {lane, own_x, begin, end, lane.g < rows ? count : 0, begin};  // sums of rows there are not are not used
     if constexpr (X_STREAMED) {
 #pragma unroll 1
         for (int stage = 0; stage < STAGES; stage++) {
-            fetch_x(ring + stage * STAGE_BYTES);
+            x_fetcher.fetch(ring + stage * STAGE_BYTES);
             commit_copies();
         }
     } else {
@@ -239,7 +250,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
 
     char* stage = ring;
     int tile = group, step = begin;
-    const int x_lane = min(lane.g, rows - 1) * 4 + lane.t;
+    const int x_step = UNITS * X_HALVES * 4 * rows;
+    const uint4* x_first = xs + begin * x_step + min(lane.g, rows - 1) * 4 + lane.t;
+    const uint4* x_next = x_first;
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
     for (int i = 0; i < count; i++) {
         wait_for_copies<STAGES - 1>();
@@ -250,12 +263,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
             low[u] = *(const uint4*)slot, high[u] = *(const uint4*)(slot + HALF_BYTES);
 #pragma unroll
             for (int h = 0; h < X_HALVES; h++)
-                xv[u][h] = X_STREAMED ? *(const uint4*)(slot + 2 * HALF_BYTES + h * PIECE) : xs[((step * UNITS + u) * X_HALVES + h) * rows * 4 + x_lane];
+                xv[u][h] = X_STREAMED ? *(const uint4*)(slot + 2 * HALF_BYTES + h * PIECE) : x_next[(u * X_HALVES + h) * 4 * rows];
         }
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
             if constexpr (GROUP != 0) {
-                int in_row = Fetcher::scale_of(step * UNITS + u), output = mine.first + tile * TILE + lane.g;
+                int in_row = scale_of(step * UNITS + u), output = mine.first + tile * TILE + lane.g;
                 int row_high = output + (GATED ? outputs : 8);
                 multiply_groups(sum, low[u], high[u], xv[u], stage + u * UNIT_SLOT + PIECE + lane.lane * 4, output * ROW_SCALES + in_row, row_high * ROW_SCALES + in_row, lane.t);
             } else {
@@ -263,8 +276,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
             }
         }
         fetcher.fetch(stage);
-        fetch_x(stage);
+        if constexpr (X_STREAMED) x_fetcher.fetch(stage);
         commit_copies();
+        x_next += x_step;
         stage = stage == ring + (STAGES - 1) * STAGE_BYTES ? ring : stage + STAGE_BYTES;
         if (++step == end) {
             int output = tile * TILE + lane.g;
@@ -272,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
             float* at_high = GATED ? sums.at(1, chunk, 2 * lane.t) + output : at + 8;
             at[0] = sum[0], at[sums.pitch] = sum[1], at_high[0] = sum[2], at_high[sums.pitch] = sum[3];
             sum[0] = sum[1] = sum[2] = sum[3] = 0.f;
-            step = begin, tile += GROUPS;
+            step = begin, tile += GROUPS, x_next = x_first;
         }
     }
     __syncthreads();

@@ -123,9 +123,16 @@ SHAPES = (
     ("bfloat16", 0, 1, 300, 512, True),
     ("bfloat16", 0, 3, 72, 896, False),
     ("bfloat16", 0, 8, 32, 1024, True),
+    ("bfloat16", 0, 1, 70, 896, False),
+    ("bfloat16", 0, 2, 90, 2048, True),
     ("bfloat16", 0, 37, 96, 192, False),
+    ("float16", 0, 5, 46, 1024, False),
+    ("float32", 0, 8, 38, 2048, False),
     ("q8", 32, 1, 64, 256, True),
     ("q8", 64, 5, 48, 384, False),
+    ("q8", 64, 1, 62, 896, False),
+    ("q8", 32, 2, 66, 1024, True),
+    ("q8", 128, 8, 34, 896, False),
     ("q8", 128, 19, 80, 256, True),
 )
 """Format, group size, tokens, N (even), K and bias of the cases."""
