@@ -217,6 +217,7 @@ prefill_wgmma(const __grid_constant__ TensorMap q, const __grid_constant__ Tenso
     int warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31;
     int place = work.before + work.first + group * 64, own_place = place + warp * 16 + lane / 4;
     unsigned own_queries = at.queries + group * 64 * 128;
+    auto wait_for_keys = [&](int tile) { if (tile < work.tiles) wait_barrier(at.keys_full + 8 * stage_of(tile), parity_of(tile)); };
     auto release = [&](unsigned empty, int tile) { if (lane == 0) arrive(empty + 8 * stage_of(tile)); };
 
     float scores[KEYS / 2], mixed[D / 2], shrink[2];
@@ -227,7 +228,7 @@ prefill_wgmma(const __grid_constant__ TensorMap q, const __grid_constant__ Tenso
     for (int i = 0; i < D / 2; i++) mixed[i] = 0.f;
 
     wait_barrier(at.queries_full, 0);
-    wait_barrier(at.keys_full, 0);
+    wait_for_keys(0);
     multiply_keys(scores, own_queries, at.keys);
     if (group == 1 && work.tiles > 1) give_turn(TURN);
     wait_for_products<0>();
@@ -237,8 +238,8 @@ prefill_wgmma(const __grid_constant__ TensorMap q, const __grid_constant__ Tenso
     softmax.weigh(scores, shrink, scale);
     round_weights(weights, scores);
 
+    wait_for_keys(1);
     for (int tile = 1; tile < work.tiles; tile++) {
-        wait_barrier(at.keys_full + 8 * stage_of(tile), parity_of(tile));
         wait_for_turn(TURN + group);
         multiply_keys(scores, own_queries, at.keys + stage_of(tile) * TILE_BYTES);
         wait_barrier(at.values_full + 8 * stage_of(tile - 1), parity_of(tile - 1));
@@ -249,6 +250,7 @@ prefill_wgmma(const __grid_constant__ TensorMap q, const __grid_constant__ Tenso
         release(at.keys_empty, tile);
         if (tile * KEYS + KEYS - 1 > place) mask(scores, tile * KEYS, own_place);
         softmax.weigh(scores, shrink, scale);
+        wait_for_keys(tile + 1);  // here, so that no compiler moves the softmax behind the wait for the other product
         wait_for_products<0>();
         hold(mixed);
         release(at.values_empty, tile - 1);
