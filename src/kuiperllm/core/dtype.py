@@ -22,6 +22,8 @@ class DType(Enum):
     int32 = "int32"
     int64 = "int64"
 
+    __hash__ = object.__hash__  # there is one object for each; Enum's hash is several times as slow
+
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.core import DType, Tensor
 from kuiperllm.core.device import Graph
+from kuiperllm.engine.inputs import Input
 from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
@@ -25,19 +26,6 @@ Choice = Literal["greedy", "sample"]
 """How a step chooses tokens: the most likely one for all, or as each sequence's parameters say."""
 
 _RING = 4  # steps whose tokens are kept; more than there can be under way at once
-
-
-class _Input:
-    """A tensor that the host fills; on the host itself the two are one memory."""
-
-    def __init__(self, host: np.ndarray[Any, Any], device: Device) -> None:
-        self.host = host
-        self.tensor = Tensor.from_numpy(host).to(device)
-
-    def upload(self) -> None:
-        """Make what was written to `host` visible on the device."""
-        if not self.tensor.device.is_host:
-            self.tensor.copy_(Tensor.from_numpy(self.host))
 
 
 class DecodeState:
@@ -55,8 +43,8 @@ class DecodeState:
         self._model, self._cache, self._vocab_size = model, cache, vocab_size
         device = model.device
 
-        def make(value: float, dtype: Any, *shape: int) -> _Input:
-            return _Input(np.full((size, *shape), value, dtype), device)
+        def make(value: float, dtype: Any, *shape: int) -> Input:
+            return Input(np.full((size, *shape), value, dtype), device)
 
         self._ids, self._positions, self._lens = (make(value, np.int32) for value in (0, 0, 1))
         self._slots = make(-1, np.int64)

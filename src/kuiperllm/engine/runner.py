@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
 
 from kuiperllm.core import Tensor
 from kuiperllm.core.device import Graph
 from kuiperllm.engine.decode_graph import Choice, DecodeState
 from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.prefill import Prefill
 from kuiperllm.engine.scheduler import Step
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
-from kuiperllm.ops.attention import Batch
 
 _ROTARY_TOKENS = 512  # the table of rotary angles begins with this many positions
 _GPU_ROTARY_TOKENS = 8192  # capturing a step anew, as every growth demands, costs a GPU many steps
@@ -23,7 +20,7 @@ _GPU_TABLE_TOKENS = 1024  # contexts that steps are captured for at first: long 
 
 
 class Runner:
-    """Prefill runs operator by operator; decoding is captured once per batch size and replayed.
+    """Decode steps are captured once per batch size, and so are short prompts on a GPU.
 
     Args:
         model: what to run.
@@ -40,6 +37,7 @@ class Runner:
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or model.config.vocab_size
         self._states: dict[int, DecodeState] = {}
+        self._prefills: dict[int, Prefill] = {}
         self._table_width = 0
         self._is_prepared = False
         self.device_s = 0.0
@@ -132,6 +130,7 @@ class Runner:
         width = max(len(sequence.blocks) for sequence in step.sequences)
         positions = self.model.rotary.num_positions
         self._states.clear()  # first: captured steps keep the memory of what is to be replaced
+        self._prefills.clear()
         self.cache.reserve(num_blocks)
         is_host = self.model.device.is_host
         if tokens > positions:
@@ -144,30 +143,22 @@ class Runner:
             self._table_width = max(4 * self._table_width, -(-_GPU_TABLE_TOKENS // self.cache.block_size))
 
     def _prefill(self, sequence: Sequence, num_tokens: int) -> Tensor | None:
-        first, size = sequence.num_computed, self.cache.block_size
-        places = np.arange(first, first + num_tokens, dtype=np.int64)
-        blocks = np.array(sequence.blocks, np.int32)
-        device = self.model.device
-
-        def put(values: Any, dtype: type) -> Tensor:
-            return Tensor.from_numpy(np.asarray(values, dtype)).to(device)
-
-        ids = put(sequence.tokens(first, num_tokens), np.int32)
-        batch = Batch(
-            positions=put(places, np.int32),
-            slot_mapping=put(blocks[places // size].astype(np.int64) * size + places % size, np.int64),
-            block_table=put(blocks[None, :], np.int32),
-            query_start_loc=put([0, num_tokens], np.int32),
-            seq_lens=put([first + num_tokens], np.int32),
-            max_query_len=num_tokens,
-        )
-        is_end = first + num_tokens == sequence.num_tokens
-
-        def forward() -> Tensor | None:
-            residual = self.model.forward(ids, self.cache.layers, batch)
-            return self.model.logits(residual, batch) if is_end else None
-
+        length = None if self.model.device.is_host else Prefill.captured_length(num_tokens)
+        known = length is not None and length in self._prefills
+        if length is None or not known:
+            width = len(sequence.blocks) if length is None else self._table_width
+            prefill = Prefill(self.model, self.cache, length or num_tokens, width)
+        else:
+            prefill = self._prefills[length]
+        prefill.upload(sequence, num_tokens)
+        is_end = sequence.num_computed + num_tokens == sequence.num_tokens
+        if known:
+            logits = prefill.replay()
+            return logits if is_end else None
+        if length is not None:
+            self._prefills[length] = prefill  # if the length comes again, it is worth capturing
         if not self._is_prepared:
-            device.backend.prepare(forward)
+            self.model.device.backend.prepare(lambda: prefill.logits(prefill.run()))
             self._is_prepared = True
-        return forward()
+        residual = prefill.run()
+        return prefill.logits(residual) if is_end else None

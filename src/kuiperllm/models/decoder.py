@@ -9,6 +9,7 @@ from kuiperllm.core import DType, Tensor
 from kuiperllm.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SelfAttention, SwiGLU, WeightLoader
 from kuiperllm.ops.attention import Batch, LayerCache
 from kuiperllm.ops.linear import activation_dtype
+from kuiperllm.ops.take_rows import take_rows
 
 
 class DecoderLayer:
@@ -109,18 +110,5 @@ class Decoder:
 
     def logits(self, residual: Tensor, batch: Batch) -> Tensor:
         """Logits, float32 [S, V], for what follows the last token of each sequence."""
-        last = _last_tokens(residual, batch)  # [S, D]
+        last = residual if batch.last_tokens is None else take_rows(residual, batch.last_tokens)  # [S, D]
         return self.lm_head.of_norm(last, self.norm, DType.float32)  # [S, V]
-
-
-def _last_tokens(residual: Tensor, batch: Batch) -> Tensor:
-    """The rows [S, D] of the last token of each sequence."""
-    tokens, sequences = residual.shape[0], batch.seq_lens.shape[0]
-    if tokens == sequences:
-        return residual
-    if sequences == 1:
-        return residual[tokens - 1 :]
-    last = Tensor.empty((sequences, residual.shape[1]), residual.dtype, residual.device)
-    for row, end in enumerate(batch.query_start_loc.numpy()[1:]):
-        last[row].copy_(residual[int(end) - 1])
-    return last

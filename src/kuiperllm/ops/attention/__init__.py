@@ -46,6 +46,8 @@ class Batch:
     """int32 [S]: tokens in the cache plus tokens of this pass."""
     max_query_len: int
     """The most tokens of this pass that any sequence has."""
+    last_tokens: Tensor | None = None
+    """int32 [S]: which of T is the last token of each sequence; None: each has just one."""
     is_captured_step: bool = False
     """Whether the pass is a graph of its own, so that all it is told here, and the keys and values of earlier
     tokens, are in memory before its first kernel starts. Kernels may then read them ahead."""
