@@ -178,7 +178,7 @@ struct Products {
 };
 
 // Args: rows, width: of Y; columns: K; strides in elements of X, W and Y; tiles_m, tiles_n, raster: see tile_at.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gemm(const T* x, const void* w, const void* scales, const float* bias, OUT* out, int rows, int width, int columns,
      long long x_stride, long long w_stride, long long out_stride, int tiles_m, int tiles_n, int raster) {
     const int warp = threadIdx.x / 32, warp_k = warp / (WARPS_M * WARPS_N), part = warp % (WARPS_M * WARPS_N);
