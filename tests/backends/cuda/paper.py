@@ -14,7 +14,6 @@ from kuiperllm.backends import cuda
 from kuiperllm.backends.cuda.driver import Chip, Driver
 from kuiperllm.core import Device
 
-_NAMES = ("cuda", "cuda:0")
 _GIB = 1 << 30
 
 
@@ -92,14 +91,19 @@ class PaperDriver(Driver):
 
 
 @contextmanager
-def paper_gpu(chip: Chip) -> Iterator[Device]:
-    """Inside the block, `Device("cuda:0")` is this chip."""
-    platform, before = cuda.platform, {n: Device._known.pop(n) for n in _NAMES if n in Device._known}
-    cuda.platform = cuda.Platform(lambda index: PaperDriver(chip), platform.open_compiler)
+def paper_gpus() -> Iterator[dict[str, Device]]:
+    """Inside the block, `Device("cuda:0")`, `Device("cuda:1")` ... are these chips; yields them by name."""
+    chips = list(CHIPS.values())
+    names = ["cuda", *(f"cuda:{index}" for index in range(len(chips)))]
+    platform, before = (
+        cuda.platform,
+        {name: Device._known.pop(name) for name in names if name in Device._known},
+    )
+    cuda.platform = cuda.Platform(lambda index: PaperDriver(chips[index]), platform.open_compiler)
     try:
-        yield Device("cuda:0")
+        yield {chip.arch: Device(f"cuda:{index}") for index, chip in enumerate(chips)}
     finally:
         cuda.platform = platform
-        for name in _NAMES:
+        for name in names:
             Device._known.pop(name, None)
         Device._known.update(before)

@@ -13,45 +13,51 @@ import importlib.util
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import ExitStack, redirect_stdout, suppress
+from functools import lru_cache
 
 import numpy as np
 import pytest
-from paper import CHIPS, paper_gpu
+from paper import CHIPS, paper_gpus
 
 from kuiperllm.backends.cuda import bandwidth, copy, jit
-from kuiperllm.backends.cuda.driver import Chip, Resources
+from kuiperllm.backends.cuda.driver import Resources
 from kuiperllm.backends.cuda.jit import Kernel
 from kuiperllm.backends.cuda.launch import collecting
 from kuiperllm.errors import DeviceError, KernelError
 from kuiperllm.ops.cases import all_cases
 
-MAX_ARGUMENT_BYTES = 64 << 20
-FEW_VALUES = 6
+MAX_ARGUMENT_BYTES = 16 << 20
+FEW_VALUES = 4
 """A parameter with more values than this is a size: one of them stands for all."""
 
 SPILL_BYTES = 16
 """What a thread may spill: a few bytes, once, are no loss, and chips differ in that."""
 
-FLOAT_SPILL_BYTES = 128
+FLOAT_SPILL_BYTES = 256
 """The same with float32 activations: such kernels are there to be exact, and nobody waits for them."""
 
 
-def wanted_by_cases(chip: Chip) -> list[Kernel]:
-    """The kernels that the cases of all operators launch on a chip."""
-    with paper_gpu(chip) as device, collecting(device) as kernels:
+@lru_cache(maxsize=1)
+def wanted() -> dict[str, list[Kernel]]:
+    """By chip, the kernels that the cases of all operators launch there."""
+    with paper_gpus() as devices, ExitStack() as stack:
+        found = {arch: stack.enter_context(collecting(device)) for arch, device in devices.items()}
         for case in all_cases():
             if importlib.util.find_spec(f"{case.function.__module__}.cuda") is None:
                 continue
-            taken = importlib.import_module(f"{case.function.__module__}.cuda")
-            for dtype in case.dtypes:
-                if dtype not in getattr(taken, "DTYPES", case.dtypes):
-                    continue
+            taken = getattr(
+                importlib.import_module(f"{case.function.__module__}.cuda"), "DTYPES", case.dtypes
+            )
+            for dtype in (dtype for dtype in case.dtypes if dtype in taken):
                 arguments = case.arguments(dtype=dtype)
                 arrays = [value for value in arguments.values() if isinstance(value, np.ndarray)]
                 if sum(array.nbytes for array in arrays) <= MAX_ARGUMENT_BYTES:
-                    case.run(case.tensors(arguments, device))
-    return [*kernels, *(k for k in (*copy.kernels(chip), *bandwidth.kernels(chip)) if k not in kernels)]
+                    for device in devices.values():
+                        case.run(case.tensors(arguments, device))
+    for arch, chip in CHIPS.items():
+        found[arch].update(dict.fromkeys((*copy.kernels(chip), *bandwidth.kernels(chip))))
+    return {arch: list(kernels) for arch, kernels in found.items()}
 
 
 def selection(kernels: Sequence[Kernel], share: int, shares: int) -> list[Kernel]:
@@ -113,7 +119,7 @@ def test_kernels_compile(arch: str) -> None:
         jit.compiler()
     except DeviceError as error:
         pytest.skip(str(error))
-    kernels = wanted_by_cases(CHIPS[arch])
+    kernels = wanted()[arch]
     assert len(kernels) > 50
     chosen = selection(kernels, list(CHIPS).index(arch), len(CHIPS))
     assert {kernel.name for kernel in chosen} == {kernel.name for kernel in kernels}
@@ -125,7 +131,7 @@ def main(archs: Sequence[str]) -> int:
     """Compile everything for some chips; problems go to stderr."""
     problems = []
     for arch in archs or CHIPS:
-        problems += compile_and_judge(wanted_by_cases(CHIPS[arch]), arch)
+        problems += compile_and_judge(wanted()[arch], arch)
     with redirect_stdout(sys.stderr):
         print(*problems, sep="\n")
     return 1 if problems else 0
