@@ -1,0 +1,328 @@
+"""Times the matrix products of a decode step on a GPU, one by one and all of a step in one graph.
+
+Every product runs over the weights of all layers in turn, which no cache holds, replayed from a graph as
+decoding does it. `%` compares the bytes of weights that it reads per second with what the memory was measured
+to deliver.
+
+    python benchmarks/gemv.py [--models ...] [--rows 1 2 4 8] [--formats bfloat16 q8] [--json FILE]
+    python benchmarks/gemv.py --sweep [--models ...] [--rows 1]
+
+With `--sweep`, every sensible way to cut a product up is tried: warps that share a row, depth of the ring, with
+and without tensor cores. Since kernels overlap, the fastest alone need not be the best in a step: a few of them
+replace the plan in a whole step, product after product, and stay where that helps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import cast
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from kuiperllm.backends.cuda.backend import CudaBackend
+from kuiperllm.backends.cuda.launch import chip, compile_all
+from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.ops.linear import LinearWeight
+from kuiperllm.ops.linear.cuda_weights import packed_sizes
+from kuiperllm.ops.linear.gemv import run
+from kuiperllm.ops.linear.gemv_plan import Method, Plan, Problem, make_plan, plan
+
+SAMPLES = 7
+MS_PER_SAMPLE = 4.0
+GROUP = 32
+IN_STEPS = 4
+RANDOM_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """Sizes as configurations name them: hidden, intermediate, layers, heads of queries and of keys."""
+
+    d: int
+    f: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    bias: bool = False
+    splits: int = 4
+
+
+MODELS = {
+    "Llama-3.2-1B": Model(2048, 8192, 16, 32, 8, 64, 128256),
+    "Llama-3.1-8B": Model(4096, 14336, 32, 32, 8, 128, 128256),
+    "Qwen2.5-0.5B": Model(896, 4864, 24, 14, 2, 64, 151936, bias=True, splits=8),
+    "Qwen3-0.6B": Model(1024, 3072, 28, 16, 8, 128, 151936),
+}
+
+
+@dataclass
+class Product:
+    """One of the products of a layer (or the logits), with the weights of every layer."""
+
+    name: str
+    problem: Problem
+    weights: list[LinearWeight]
+    x: Tensor
+    out: Tensor
+    stats: Tensor | None
+    norm: Tensor | None
+
+    def launch(self, how: Plan, layer: int) -> None:
+        """Queue it."""
+        run(
+            how, self.problem, self.x, self.weights[layer], self.out,
+            stats=self.stats, norm_weight=self.norm, eps=1e-5,
+        )  # fmt: skip
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights of one layer."""
+        return self.weights[0].nbytes
+
+
+@dataclass(frozen=True)
+class Result:
+    model: str
+    format: str
+    rows: int
+    product: str
+    method: str
+    chunks: int
+    stages: int
+    us: float
+    gigabytes_per_s: float
+    percent: float
+
+
+class Bench:
+    """One GPU, and random bytes that weights are made of."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.backend = cast("CudaBackend", device.backend)
+        self.bandwidth = self.backend.read_bandwidth()
+        rng = np.random.default_rng(0)
+        noise = rng.standard_normal(RANDOM_BYTES // 2, np.float32) * 0.02
+        self.noise = Tensor.from_numpy(noise.astype(DType.bfloat16.numpy).view(np.uint8)).to(device)
+
+    def products(self, model: Model, format: str, rows: int) -> list[Product]:
+        """The products of a step."""
+        width = model.heads * model.head_dim
+        qkv = width + 2 * model.kv_heads * model.head_dim
+        shapes = [
+            ("qkv", qkv, model.d, "NORM", "STORE", model.layers),
+            ("o", model.d, width, "MERGE", "ADD", model.layers),
+            ("gate/up", model.f, model.d, "NORM", "SWIGLU", model.layers),
+            ("down", model.d, model.f, "PLAIN", "ADD", model.layers),
+            ("logits", model.vocabulary, model.d, "NORM", "STORE", 1),
+        ]
+        return [
+            self._product(model, format, rows, name, outputs, k, prologue, epilogue, layers)
+            for name, outputs, k, prologue, epilogue, layers in shapes
+        ]
+
+    def _product(
+        self, model: Model, format: str, rows: int, name: str, outputs: int, k: int, prologue: str,
+        epilogue: str, layers: int,
+    ) -> Product:  # fmt: skip
+        activation, merges = DType.bfloat16, prologue == "MERGE"
+        n, group = outputs * (2 if epilogue == "SWIGLU" else 1), GROUP if format == "q8" else 0
+        problem = Problem(
+            rows, outputs, k, format, group, DType.float16, activation,
+            DType.float32 if name == "logits" else activation, model.bias and name == "qkv",
+            prologue, epilogue, model.splits if merges else 1, model.head_dim if merges else 0,
+        )  # fmt: skip
+        shape = (rows, model.splits, k) if merges else (rows, k)
+        return Product(
+            name,
+            problem,
+            [self._weight(format, n, k, group, problem.bias) for _ in range(layers)],
+            self._filled(shape, activation),
+            Tensor.zeros((rows, outputs), problem.out, self.device),
+            Tensor.full((rows, model.splits, model.heads, 2), 1.0, DType.float32, self.device)
+            if merges
+            else None,
+            Tensor.full((k,), 1.0, DType.float32, self.device) if prologue == "NORM" else None,
+        )
+
+    def _weight(self, format: str, n: int, k: int, group: int, bias: bool) -> LinearWeight:
+        sizes = packed_sizes(format, n, k, group)
+        return LinearWeight(
+            format, n, k,
+            self._filled((sizes[0],), DType.uint8),
+            Tensor.full((sizes[1],), 1e-3, DType.float16, self.device) if group else None,
+            group,
+            Tensor.zeros((sizes[2],), DType.float32, self.device) if bias else None,
+        )  # fmt: skip
+
+    def _filled(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        made = Tensor.empty(shape, dtype, self.device)
+        flat = Tensor(made.buffer, DType.uint8, (made.nbytes,))
+        for start in range(0, made.nbytes, RANDOM_BYTES):
+            piece = flat[start : start + RANDOM_BYTES]
+            piece.copy_(self.noise[: piece.shape[0]])
+        return made
+
+    def ms(self, work: Callable[[], None]) -> float:
+        """Of one replay of what `work` queues: the median of some samples."""
+        work()
+        self.device.synchronize()
+        with self.device.capture() as graph:
+            work()
+
+        def sample(repeats: int) -> float:
+            start = self.backend.record(timing=True)
+            for _ in range(repeats):
+                graph.replay()
+            return self.backend.record(timing=True).ms_since(start) / repeats
+
+        sample(2)
+        repeats = max(1, round(MS_PER_SAMPLE / max(sample(2), 1e-3)))
+        return median(sample(repeats) for _ in range(SAMPLES))
+
+    def measure(self, name: str, product: Product, how: Plan) -> Result:
+        """One product, over the weights of all layers in turn."""
+        layers = len(product.weights)
+
+        def work() -> None:
+            for layer in range(layers):
+                product.launch(how, layer)
+
+        us = self.ms(work) * 1000 / layers
+        rate = product.nbytes / us * 1e6
+        return Result(
+            name, product.problem.format, product.problem.rows, product.name, how.method, how.chunks,
+            how.stages, us, rate / 1e9, 100 * rate / self.bandwidth,
+        )  # fmt: skip
+
+    def measure_step(self, name: str, products: Sequence[Product], plans: Sequence[Plan]) -> Result:
+        """All products of a step in their order: a step without attention."""
+        *of_layers, logits = list(zip(products, plans, strict=True))
+
+        def work() -> None:
+            for layer in range(len(products[0].weights)):
+                for product, how in of_layers:
+                    product.launch(how, layer)
+            logits[0].launch(logits[1], 0)
+
+        us = self.ms(work) * 1000
+        rate = sum(p.nbytes * len(p.weights) for p in products) / us * 1e6
+        problem = products[0].problem
+        return Result(
+            name, problem.format, problem.rows, "step", "", 0, 0, us, rate / 1e9, 100 * rate / self.bandwidth
+        )
+
+    def compile(self, plans: Sequence[Plan]) -> None:
+        """All kernels at once."""
+        compile_all([how.kernel for how in plans], self.device)
+
+    def default(self, product: Product) -> Plan:
+        """What the operators would launch."""
+        found = plan(chip(self.device), product.problem)
+        assert found is not None
+        return found
+
+    def ways(self, product: Product) -> list[Plan]:
+        """Every sensible plan of a product, the default first."""
+        gpu, first = chip(self.device), self.default(product)
+        found = {first: None}
+        methods: tuple[Method, ...] = ("vector", "tensor")
+        for method in methods:
+            if method == "vector" and product.problem.rows > 2:
+                continue
+            for chunks in (1, 2, 4, 8):
+                most = make_plan(gpu, product.problem, method, chunks)
+                if most is None or (method == "vector" and product.problem.k // chunks > 4096):
+                    continue
+                found[most] = None
+                for stages in (most.stages // 2, most.stages * 3 // 4, most.stages + 1):
+                    other = make_plan(gpu, product.problem, method, chunks, stages) if stages >= 2 else None
+                    if other is not None:
+                        found[other] = None
+        return list(found)
+
+
+def show(results: Sequence[Result], title: str) -> None:
+    table = Table(title=title)
+    for name in ("model", "format", "rows", "product", "method", "chunks", "stages", "µs", "GB/s", "%"):
+        table.add_column(
+            name, justify="left" if name in ("model", "format", "product", "method") else "right"
+        )
+    for r in results:
+        table.add_row(
+            r.model, r.format, str(r.rows), r.product, r.method, str(r.chunks or ""), str(r.stages or ""),
+            f"{r.us:.2f}", f"{r.gigabytes_per_s:.0f}", f"{r.percent:.1f}",
+        )  # fmt: skip
+    Console(width=110).print(table)
+
+
+def sweep(bench: Bench, name: str, products: list[Product]) -> list[Result]:
+    """Every way of every product alone, the fastest first; then in a step."""
+    ways = [bench.ways(product) for product in products]
+    bench.compile([how for some in ways for how in some])
+    results, fastest = [], []
+    for product, some in zip(products, ways, strict=True):
+        timed = [(bench.measure(name, product, how), how) for how in some]
+        default = timed[0][0]
+        timed.sort(key=lambda pair: pair[0].us)
+        results += [result for result, _ in timed]
+        fastest.append([how for _, how in timed[:IN_STEPS]])
+        show([default, *(r for r, _ in timed[:8])], f"{product.name}: as planned, then the fastest")
+    chosen = [some[0] for some in ways]
+    steps = [bench.measure_step(name, products, chosen)]
+    best = steps[0].us
+    for i, some in enumerate(fastest):
+        for how in some:
+            tried = [*chosen[:i], how, *chosen[i + 1 :]]
+            step = bench.measure_step(name, products, tried)
+            if step.us < best * 0.998:
+                best, chosen = step.us, tried
+                steps.append(step)
+    show(steps, "all products of a step: as planned, and better ones")
+    for product, how in zip(products, chosen, strict=True):
+        print(f"  {product.name:8} {how.method} chunks={how.chunks} stages={how.stages}")
+    return results + steps
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
+    parser.add_argument("--rows", nargs="+", type=int, help="default: 1 2 4 8; with --sweep 1")
+    parser.add_argument("--formats", nargs="+", help="default: bfloat16 q8; with --sweep bfloat16")
+    parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the results to this file as well")
+    options = parser.parse_args()
+    bench = Bench(Device(options.device))
+    facts = {"device": chip(bench.device).name, "read_bytes_per_s": bench.bandwidth}
+    print(f"{facts['device']}, reads {bench.bandwidth / 1e9:.0f} GB/s", flush=True)
+    results: list[Result] = []
+    for name in options.models:
+        for format in options.formats or (["bfloat16"] if options.sweep else ["bfloat16", "q8"]):
+            for rows in options.rows or ([1] if options.sweep else [1, 2, 4, 8]):
+                products = bench.products(MODELS[name], format, rows)
+                if options.sweep:
+                    results += sweep(bench, name, products)
+                    continue
+                plans = [bench.default(product) for product in products]
+                bench.compile(plans)
+                found = [bench.measure(name, *pair) for pair in zip(products, plans, strict=True)]
+                found.append(bench.measure_step(name, products, plans))
+                show(found, f"{name}, {format}, {rows} rows")
+                results += found
+    if options.json:
+        document = facts | {"results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
