@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
-from kuiperllm.backends.cuda.launch import chip
+from kuiperllm.backends.cuda.launch import chip, compile_all
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.errors import KernelError
 from kuiperllm.ops.linear import LinearWeight, gemm_hopper
@@ -69,8 +70,23 @@ class Product:
         self.device = device
         self.exact = rows.dequantize() if isinstance(rows, Q8Tensor) else rows.astype(np.float32)
         self.terms = x[:, :k].astype(np.float32), added
+        self._expected: dict[DType | None, np.ndarray[Any, Any]] = {}
+
+    @property
+    def is_direct(self) -> bool:
+        return self.dtype is not self.x.dtype
+
+    def fits(self, tiling: Tiling) -> bool:
+        m, k = self.x.shape
+        multiprocessors = chip(self.device).multiprocessors
+        return tiling.fits(m, self.weight.out_features, k, self.epilogue, self.is_direct, multiprocessors)
 
     def expected(self, rounding: DType | None = None) -> np.ndarray[Any, Any]:
+        if rounding not in self._expected:
+            self._expected[rounding] = self._compute(rounding)
+        return self._expected[rounding]
+
+    def _compute(self, rounding: DType | None) -> np.ndarray[Any, Any]:
         x, bias = self.terms
         w = self.exact if rounding is None else self.exact.astype(rounding.numpy).astype(np.float32)
         product = x @ w.T
@@ -99,9 +115,12 @@ class Product:
     ) -> np.ndarray[Any, Any]:
         found, expected = self.run(call), self.expected(rounding)
         scale = float(np.sqrt(np.mean(np.square(expected))))
-        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE[self.dtype] * max(scale, 1.0) * 2)
+        tolerance = TOLERANCE[self.dtype]
+        if self.dtype is F32 and self.x.dtype is not F32:
+            tolerance = 2e-4  # tensor cores do not round sums to nearest
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * max(scale, 1.0))
         error = float(np.sqrt(np.mean(np.square(found - expected)))) / scale
-        assert error < TOLERANCE[self.dtype] / 4, f"relative error {error}"
+        assert error < tolerance / 4, f"relative error {error}"
         return found
 
 
@@ -252,46 +271,63 @@ AWKWARD = [
 ]
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", [str(tiling) for tiling in all_tilings()])
-def test_wgmma(name: str, cuda: Device) -> None:
-    """Each tiling with each epilogue; what it leaves does not depend on timing."""
-    hopper = chip(cuda)
-    if not hopper.is_hopper:
-        pytest.skip("not a Hopper GPU")
-    tiling = Tiling.parse(name)
-    for m, n, k in AWKWARD:
-        for epilogue in EPILOGUES.values():
-            for dtype, out_dtype in ((BF16, BF16), (F16, F16), (BF16, F32)):
-                direct = out_dtype is not dtype
-                if not tiling.fits(m, n, k, epilogue, direct, hopper.multiprocessors):
-                    continue
-                product = Product(
-                    cuda, m, n, k, dtype, bias=m % 2 > 0, epilogue=epilogue, out_dtype=out_dtype
-                )
-
-                def call(x: Tensor, w: LinearWeight, out: Tensor, epilogue: int = epilogue) -> None:
-                    gemm_hopper.gemm(x, w, out, epilogue, tiling)
-
-                found = product.check(call)
-                np.testing.assert_array_equal(product.run(call), found)
+# Epilogue, type of the operands, type of the result, and how many of the shapes.
+VARIANTS = [(kind, BF16, BF16, len(AWKWARD)) for kind in EPILOGUES.values()]
+VARIANTS += [(PLAIN, BF16, F32, 3), (ACCUMULATE, BF16, F32, 2), (SWIGLU, F16, F16, 2)]
 
 
-@pytest.mark.gpu
-def test_wgmma_in_a_graph(cuda: Device) -> None:
-    """Counters of evenly split tiles are zero after each replay, also if they were made while recording."""
+@pytest.fixture
+def hopper(cuda: Device) -> Device:
+    """A Hopper GPU."""
     if not chip(cuda).is_hopper:
         pytest.skip("not a Hopper GPU")
+    return cuda
+
+
+@cache
+def awkward(device: Device) -> list[Product]:
+    """Products that no tile divides, the truth about them known; with bias if M is odd."""
+    products = [
+        Product(device, m, n, k, dtype, bias=m % 2 > 0, epilogue=kind, out_dtype=out)
+        for kind, dtype, out, count in VARIANTS
+        for m, n, k in AWKWARD[:count]
+    ]
+    kernels = [
+        gemm_hopper.kernel(t, p.x.dtype, p.dtype, p.epilogue, p.is_direct, p.weight.bias is not None)
+        for t in all_tilings()
+        for p in products
+        if p.fits(t)
+    ]
+    compile_all(kernels, device)
+    return products
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [str(tiling) for tiling in all_tilings()])
+def test_wgmma(name: str, hopper: Device) -> None:
+    """Each tiling with each epilogue; what it leaves does not depend on timing."""
+    tiling = Tiling.parse(name)
+    for product in awkward(hopper):
+        if product.fits(tiling):
+
+            def call(x: Tensor, w: LinearWeight, out: Tensor, epilogue: int = product.epilogue) -> None:
+                gemm_hopper.gemm(x, w, out, epilogue, tiling)
+
+            np.testing.assert_array_equal(product.check(call), product.run(call))
+
+
+@pytest.mark.gpu
+def test_wgmma_in_a_graph(hopper: Device) -> None:
+    """Counters of evenly split tiles are zero after each replay, also if they were made while recording."""
     tiling = Tiling.parse("n128x128e")
-    product = Product(cuda, 200, 640, 2048, BF16, epilogue=ACCUMULATE)
-    gemm_hopper.gemm(product.x, product.weight, Tensor.empty((200, 640), BF16, cuda), PLAIN, tiling)
+    product = Product(hopper, 200, 640, 2048, BF16)
+    gemm_hopper.gemm(product.x, product.weight, Tensor.empty((200, 640), BF16, hopper), PLAIN, tiling)
     gemm_hopper._workspace.cache_clear()
-    out = Tensor.zeros((200, 640), BF16, cuda)
-    with cuda.capture() as graph:
+    out = Tensor.zeros((200, 640), BF16, hopper)
+    with hopper.capture() as graph:
         gemm_hopper.gemm(product.x, product.weight, out, PLAIN, tiling)
     for _ in range(3):
         out.buffer.fill(0xFF)
         graph.replay()
-        product.epilogue = PLAIN
         np.testing.assert_allclose(out.numpy().astype(np.float32), product.expected(), rtol=0.02, atol=0.05)
-    assert not gemm_hopper._workspace(cuda)[1].numpy().any()
+    assert not gemm_hopper._workspace(hopper)[1].numpy().any()
