@@ -7,6 +7,7 @@ import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,11 @@ from cli_result import Run
 from small_model import CONFIG, tensors, tokenizer_json, write_model
 
 from kuiperllm.backends.cpu.features import host_levels
+from kuiperllm.backends.cuda import nvidia
 from kuiperllm.cli import diagnosis
 from kuiperllm.config import ModelConfig, settings
+from kuiperllm.core import Device
+from kuiperllm.errors import DeviceError
 
 # --- info -------------------------------------------------------------------------------------------------
 
@@ -229,6 +233,53 @@ def test_doctor_survives_what_fails(kuiper: Run, monkeypatch: pytest.MonkeyPatch
     assert result.code == 1
     [finding] = [f for f in json.loads(result.out)["findings"] if f["problem"]]
     assert finding["problem"] == "RuntimeError: two lines"
+
+
+def gpu_findings(kuiper: Run) -> list[dict[str, Any]]:
+    result = kuiper("doctor", "--json")
+    assert result.code == 0, "the CPU does without"
+    return [f for f in json.loads(result.out)["findings"] if f["name"].startswith("gpu")]
+
+
+def without_survey(monkeypatch: pytest.MonkeyPatch, has_hardware: bool) -> None:
+    def survey() -> None:
+        raise DeviceError("the driver is too old: update it")
+
+    monkeypatch.setattr(nvidia, "survey", survey)
+    monkeypatch.setattr(diagnosis, "_has_nvidia_hardware", lambda: has_hardware)
+
+
+def test_doctor_without_a_gpu(kuiper: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_survey(monkeypatch, has_hardware=False)
+    finding = gpu_findings(kuiper)[0]
+    assert (finding["value"], finding["problem"], finding["facts"]) == ("none found", None, {"gpus": []})
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_doctor_says_why_a_gpu_cannot_be_used(
+    kuiper: Run, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    without_survey(monkeypatch, has_hardware=True)
+    monkeypatch.setattr(diagnosis, "_has_gpu_packages", lambda: installed)
+    finding = gpu_findings(kuiper)[0]
+    assert finding["problem"] == "the driver is too old: update it"
+    assert finding["fix"] == (None if installed else f"{sys.executable} -m pip install 'kuiperllm[cuda]'")
+
+
+def test_doctor_names_gpus(kuiper: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [nvidia.Gpu("H200", 140 << 30, (9, 0)), nvidia.Gpu("T4", 15 << 30, (7, 5))]
+    monkeypatch.setattr(nvidia, "survey", lambda: ("13.0", gpus))
+    monkeypatch.setattr(diagnosis, "_gpu_self_test", lambda: iter(()))
+    new, old = gpu_findings(kuiper)[:2]
+    assert new["value"] == "cuda:0: H200, 140.00 GiB, compute capability 9.0, driver for CUDA 13.0"
+    assert new["problem"] is None
+    assert new["facts"]["device"] == "cuda:0"
+    assert old["problem"] == "the chip is too old: compute capability 8.0 is needed"
+
+
+def test_doctor_runs_a_kernel_on_the_gpu(emulated_cuda: Device) -> None:
+    [finding] = diagnosis._gpu_self_test()
+    assert (finding.value, finding.problem) == ("a kernel ran", None)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

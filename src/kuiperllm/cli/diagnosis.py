@@ -155,8 +155,8 @@ def _gpus() -> Iterator[Finding]:
         if not _has_nvidia_hardware():
             yield Finding("gpu", "none found", facts={"gpus": []})
             return
-        missing = any(find_spec(f"cuda.{name}") is None for name in ("core", "bindings"))
-        fix = shlex.join((sys.executable, "-m", "pip", "install", "kuiperllm[cuda]")) if missing else None
+        install = shlex.join((sys.executable, "-m", "pip", "install", "kuiperllm[cuda]"))
+        fix = None if _has_gpu_packages() else install
         yield Finding("gpu", "cannot be used", str(error), fix, facts={"gpus": []})
         return
     from kuiperllm.backends.cuda.nvidia import MIN_COMPUTE_CAPABILITY
@@ -178,6 +178,11 @@ def _gpus() -> Iterator[Finding]:
 def _has_nvidia_hardware() -> bool:
     """Whether there is a sign of a GPU or of its driver."""
     return shutil.which("nvidia-smi") is not None or any(Path("/dev").glob("nvidia[0-9]*"))
+
+
+def _has_gpu_packages() -> bool:
+    """Whether the packages of the extra `cuda` are there, the compiler aside."""
+    return find_spec("cuda") is not None and all(find_spec(f"cuda.{name}") for name in ("core", "bindings"))
 
 
 def _gpu_self_test() -> Iterator[Finding]:

@@ -1,9 +1,8 @@
 """NVIDIA's driver, by way of `cuda.core` and `cuda.bindings`.
 
 `cuda.core` owns the context, the streams and the memory. What is called for every kernel goes to the driver
-library directly through ctypes, and without releasing the interpreter lock:
-a launch takes two microseconds, but a thread that gives up the lock may wait milliseconds to get it back.
-Calls that wait for the GPU do release it.
+library directly through ctypes, without giving up the interpreter lock: a launch takes two microseconds, but
+a thread that gives up the lock may wait milliseconds to get it back. Calls that wait for the GPU do give it up.
 """
 
 from __future__ import annotations
@@ -234,7 +233,7 @@ class NvidiaDriver(Driver):
 
     def free(self, address: int) -> None:
         """Wait for all queues, then give memory back."""
-        for stream in self._streams:
+        for stream in list(self._streams):
             if stream not in self._recording:
                 self.synchronize_stream(stream)
         with self._explained("cannot free memory"):
@@ -290,7 +289,7 @@ class NvidiaDriver(Driver):
             raise self._failure(code, "queued work failed")
 
     def create_event(self, *, timing: bool = False) -> int:
-        """A mark that can be put into queues; waiting for it does not spin."""
+        """A mark that can be put into queues."""
         flags = self._cu.CUevent_flags
         flag = flags.CU_EVENT_DEFAULT if timing else flags.CU_EVENT_DISABLE_TIMING
         return int(self._call(self._cu.cuEventCreate(flag), "cannot create an event"))
