@@ -1,0 +1,233 @@
+"""Times attention on a GPU by replaying graphs: prefill in TFLOPS, decode in per cent of the bandwidth.
+
+Decode goes round as many layers as it takes to hold more keys and values than the caches of the chip. "Fused"
+is the first kernel of a decode step, which also prepares and stores the new key: a query head for each block,
+or tensor cores, from which `self_attention` chooses by context.
+
+    python benchmarks/attention.py [--device cuda:0] [--portable] [--parts N] [--json results.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from kuiperllm.backends.cuda.launch import chip
+from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.ops.attention import Batch, LayerCache, attention, cuda, cuda_decode
+
+BLOCK_SIZE = 32
+LAYERS_BYTES = 400 << 20
+"""Keys and values of all layers together: several times a second-level cache."""
+
+MAX_LAYERS = 128
+PREFILLS_PER_GRAPH = 4
+SAMPLES = 7
+SECONDS_PER_SAMPLE = 0.02
+PREFILL_TOKENS = (512, 2048, 8192)
+CONTEXTS = (1024, 8192, 32_768)
+FUSED_CONTEXTS = (128, 512, 1024, 2048, 4096)
+DTYPE = DType.bfloat16
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The attention of a model."""
+
+    model: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+
+
+SHAPES = (
+    Shape("Llama-3.2-1B", 32, 8, 64),
+    Shape("Llama-3.1-8B", 32, 8, 128),
+    Shape("Qwen3-0.6B", 16, 8, 128),
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement; `score` is TFLOPS, or per cent of the bandwidth."""
+
+    kind: str
+    model: str
+    tokens: int
+    us: float
+    score: float
+
+
+def seconds_per_replay(work: Callable[[], object], device: Device) -> float:
+    """Of a graph of the work: the median of some samples."""
+    work()
+    with device.capture() as graph:
+        work()
+
+    def sample(repeats: int) -> float:
+        device.synchronize()
+        started = perf_counter()
+        for _ in range(repeats):
+            graph.replay()
+        device.synchronize()
+        return (perf_counter() - started) / repeats
+
+    sample(2)
+    repeats = max(2, round(SECONDS_PER_SAMPLE / sample(3)))
+    return median(sample(repeats) for _ in range(SAMPLES))
+
+
+def random(shape: tuple[int, ...], device: Device) -> Tensor:
+    """Standard normal values; large tensors repeat some."""
+    made = Tensor.empty(shape, DTYPE, device)
+    flat = made.reshape((made.numel,))
+    first = min(made.numel, 1 << 22)
+    values = np.random.default_rng(0).standard_normal(first, np.float32).astype(DTYPE.numpy)
+    flat[:first].copy_(Tensor.from_numpy(values).to(device))
+    while first < made.numel:
+        more = min(first, made.numel - first)
+        flat[first : first + more].copy_(flat[:more])
+        first += more
+    return made
+
+
+def caches(shape: Shape, tokens: int, count: int, device: Device) -> list[LayerCache]:
+    """Caches of some layers with room for `tokens`."""
+    blocks = -(-tokens // BLOCK_SIZE)
+    size = blocks, shape.kv_heads, BLOCK_SIZE, shape.head_dim
+    return [
+        LayerCache(
+            random(size, device), random(size, device), blocks, BLOCK_SIZE, shape.kv_heads, shape.head_dim
+        )
+        for _ in range(count)
+    ]
+
+
+def batch_of(query_len: int, seq_len: int, device: Device) -> Batch:
+    """One sequence, its blocks in a scrambled order."""
+
+    def put(values: object, kind: type[np.generic]) -> Tensor:
+        return Tensor.from_numpy(np.asarray(values, kind)).to(device)
+
+    table = np.random.default_rng(1).permutation(-(-seq_len // BLOCK_SIZE))
+    positions = np.arange(seq_len - query_len, seq_len)
+    return Batch(
+        positions=put(positions, np.int32),
+        slot_mapping=put(table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE, np.int64),
+        block_table=put(table[None], np.int32),
+        query_start_loc=put([0, query_len], np.int32),
+        seq_lens=put([seq_len], np.int32),
+        max_query_len=query_len,
+        is_captured_step=query_len == 1,
+    )
+
+
+def prefill(shape: Shape, tokens: int, device: Device) -> Result:
+    """A prompt of so many tokens."""
+    q, out = (random((tokens, shape.heads, shape.head_dim), device) for _ in "qo")
+    (cache,) = caches(shape, tokens, 1, device)
+    batch = batch_of(tokens, tokens, device)
+
+    def pass_() -> None:
+        for _ in range(PREFILLS_PER_GRAPH):
+            attention(q, cache, batch, shape.head_dim**-0.5, out=out)
+
+    seconds = seconds_per_replay(pass_, device) / PREFILLS_PER_GRAPH
+    operations = 4 * shape.heads * shape.head_dim * tokens * (tokens + 1) / 2
+    return Result("prefill", shape.model, tokens, seconds * 1e6, operations / seconds / 1e12)
+
+
+def layers_for(nbytes: int) -> int:
+    """How many layers of so many bytes."""
+    return max(2, min(MAX_LAYERS, LAYERS_BYTES // nbytes))
+
+
+def kv_bytes(shape: Shape, tokens: int) -> int:
+    """Of one layer."""
+    return 2 * tokens * shape.kv_heads * shape.head_dim * DTYPE.itemsize
+
+
+def decode(shape: Shape, tokens: int, device: Device, bandwidth: float) -> Result:
+    """One token after so many."""
+    layers = caches(shape, tokens, layers_for(kv_bytes(shape, tokens)), device)
+    q, out = (random((1, shape.heads, shape.head_dim), device) for _ in "qo")
+    batch = batch_of(1, tokens, device)
+
+    def step() -> None:
+        for cache in layers:
+            attention(q, cache, batch, shape.head_dim**-0.5, out=out)
+
+    seconds = seconds_per_replay(step, device) / len(layers)
+    score = 100 * kv_bytes(shape, tokens) / seconds / bandwidth
+    return Result("decode", shape.model, tokens, seconds * 1e6, score)
+
+
+def fused(shape: Shape, tokens: int, kernel: str, device: Device, bandwidth: float) -> Result:
+    """The first kernel of a decode step, by the way of that name."""
+    layers = caches(shape, tokens, layers_for(kv_bytes(shape, tokens)), device)
+    run = {"heads": cuda_decode.decode_scalar, "tensor": cuda_decode.decode_mma}[kernel]
+    parts = 4 if kernel == "heads" and shape.heads >= 32 else 8
+    qkv = random((1, (shape.heads + 2 * shape.kv_heads) * shape.head_dim), device)
+    partial = random((1, parts, shape.heads, shape.head_dim), device)
+    stats = Tensor.empty((1, parts, shape.heads, 2), DType.float32, device)
+    newest = cuda_decode.Newest(
+        Tensor.zeros((tokens, shape.head_dim), DType.float32, device), None, None, 0.0
+    )
+    batch = batch_of(1, tokens, device)
+
+    def step() -> None:
+        for cache in layers:
+            run(qkv, cache, batch, shape.head_dim**-0.5, partial, stats, newest)
+
+    seconds = seconds_per_replay(step, device) / len(layers)
+    score = 100 * kv_bytes(shape, tokens) / seconds / bandwidth
+    return Result(f"fused, {kernel}", shape.model, tokens, seconds * 1e6, score)
+
+
+def show(results: list[Result], title: str) -> None:
+    """A table for people."""
+    table = Table("kind", "model", title=title)
+    for name in ("tokens", "µs", "TFLOPS or % of bandwidth"):
+        table.add_column(name, justify="right")
+    for r in results:
+        table.add_row(r.kind, r.model, str(r.tokens), f"{r.us:.2f}", f"{r.score:.1f}")
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument(
+        "--portable", action="store_true", help="prefill by the kernel for all chips, also on Hopper"
+    )
+    parser.add_argument("--parts", type=int, help="split contexts of decode into so many parts")
+    parser.add_argument("--json", type=Path, help="write the results to this file as well")
+    options = parser.parse_args()
+    device = Device(options.device)
+    cuda.USE_HOPPER = not options.portable
+    if options.parts:
+        vars(cuda)["parts_for"] = lambda *_: options.parts
+    bandwidth = device.backend.read_bandwidth()
+    results = [prefill(shape, tokens, device) for shape in SHAPES for tokens in PREFILL_TOKENS]
+    results += [decode(shape, tokens, device, bandwidth) for shape in SHAPES for tokens in CONTEXTS]
+    for shape in SHAPES:
+        for tokens in FUSED_CONTEXTS:
+            results += [fused(shape, tokens, kernel, device, bandwidth) for kernel in ("heads", "tensor")]
+    show(results, f"{chip(device).name}, reads {bandwidth / 1e9:.0f} GB/s")
+    if options.json:
+        facts = {"device": chip(device).name, "read_bytes_per_s": bandwidth, "portable": options.portable}
+        document = facts | {"results": [asdict(result) for result in results]}
+        options.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
