@@ -7,9 +7,9 @@ to deliver.
     python benchmarks/gemv.py [--models ...] [--rows 1 2 4 8] [--formats bfloat16 q8] [--json FILE]
     python benchmarks/gemv.py --sweep [--models ...] [--rows 1]
 
-With `--sweep`, every sensible way to cut a product up is tried: warps that share a row, depth of the ring, with
-and without tensor cores. Since kernels overlap, the fastest alone need not be the best in a step: a few of them
-replace the plan in a whole step, product after product, and stay where that helps.
+With `--sweep`, every sensible way to cut a product up is tried: warps that share a row, depth of the ring,
+with and without tensor cores. Since kernels overlap, the fastest alone need not be the best in a step: a few
+of them replace the plan in a whole step, product after product, and stay where that helps.
 """
 
 from __future__ import annotations

@@ -67,19 +67,24 @@ struct Fetcher {
     }
 };
 
+// Where 4 neighbours of a row of x lie in shared memory, as float4: what lanes need at once (the first 4 elements of their
+// vectors, the second, ...) are neighbours.
+DEVICE int place_of_x(int vector, int part) { return part * W_VECTORS + vector; }
+
 // x, as a lane needs it: in its registers if there is one row, else in shared memory.
 struct Operand {
     float own[X_IN_REGISTERS ? STEPS * W_VECTOR : 1];
     const float* rows;
 
     DEVICE void get(Lane mine, int row, int step, float (&x)[W_VECTOR]) const {
-        const float4* from = (const float4*)(rows + row * K + (mine.has(step) ? mine.vector(step) : 0) * W_VECTOR);
+        const float4* from = (const float4*)(rows + row * K);
+        const int vector = mine.has(step) ? mine.vector(step) : 0;
 #pragma unroll
         for (int e = 0; e < W_VECTOR; e++) {
             if (X_IN_REGISTERS) {
                 x[e] = own[step * W_VECTOR + e];
             } else if (e % 4 == 0) {
-                float4 four = from[e / 4];
+                float4 four = from[place_of_x(vector, e / 4)];
                 x[e] = four.x, x[e + 1] = four.y, x[e + 2] = four.z, x[e + 3] = four.w;
             }
         }
@@ -88,10 +93,10 @@ struct Operand {
     DEVICE void keep_row(Lane mine) {
 #pragma unroll
         for (int step = 0; step < STEPS; step++) {
-            const float4* from = (const float4*)(rows + mine.vector(step) * W_VECTOR);
+            const float4* from = (const float4*)rows;
 #pragma unroll
             for (int e = 0; e < W_VECTOR; e += 4) {
-                float4 four = mine.has(step) ? from[e / 4] : make_float4(0.f, 0.f, 0.f, 0.f);
+                float4 four = mine.has(step) ? from[place_of_x(mine.vector(step), e / 4)] : make_float4(0.f, 0.f, 0.f, 0.f);
                 own[step * W_VECTOR + e] = four.x, own[step * W_VECTOR + e + 1] = four.y;
                 own[step * W_VECTOR + e + 2] = four.z, own[step * W_VECTOR + e + 3] = four.w;
             }
@@ -179,9 +184,12 @@ DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWe
 #pragma unroll
                 for (int e = 0; e < VECTOR<T>; e++) v[e] *= norm.value[pass][e];
             }
-            float4* to = (float4*)(xs + r * K + x_vector(pass) * VECTOR<T>);
+            float4* to = (float4*)(xs + r * K);
 #pragma unroll
-            for (int e = 0; e < VECTOR<T>; e += 4) to[e / 4] = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
+            for (int e = 0; e < VECTOR<T>; e += 4) {
+                int element = x_vector(pass) * VECTOR<T> + e;
+                to[place_of_x(element / W_VECTOR, element % W_VECTOR / 4)] = make_float4(v[e], v[e + 1], v[e + 2], v[e + 3]);
+            }
         }
         if constexpr (PROLOGUE == NORM) {
             square = warp_sum(square);

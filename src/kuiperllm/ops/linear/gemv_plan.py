@@ -28,9 +28,11 @@ _VECTOR = 16  # bytes that a lane copies at once
 _STATIC_BYTES = 512  # of shared memory, at most
 _RESERVED_BYTES = 1024  # of a multiprocessor's shared memory, taken by the driver for each block
 _RING_SHARE = 0.75  # of a multiprocessor's shared memory
+_BLOCK_SHARE = 0.875  # of the same: the kernel in front keeps room for blocks of its own
 _SUMS_BYTES = (
     40 << 10
 )  # at most, for the sums of a block; with more outputs, multiprocessors get several blocks
+_GOOD_STAGES = 4  # of the ring: as many as it takes to fetch ahead smoothly
 _LANE_ELEMENTS = 128  # of x that a lane holds in registers
 _TWO_BLOCKS_ELEMENTS = 88  # up to so many, the registers of two blocks fit
 _MIN_ROW_BYTES = 1024  # longer rows are shared by at least two warps
@@ -38,6 +40,7 @@ _MIN_ROW_BYTES = 1024  # longer rows are shared by at least two warps
 # What a warp issues, about: for 16 bytes of a row in a lane, and for summing up a pair of rows.
 _VECTOR_COST = {"float32": 12, "float16": 20, "bfloat16": 20, "q8": 60}
 _PAIR_COST = 40
+_X_RATE = 80  # elements of x that a block loads meanwhile: each group of warps loads all
 
 Method = Literal["vector", "tensor"]
 
@@ -164,11 +167,13 @@ def make_plan(
     limit = chip.max_shared_bytes - _STATIC_BYTES
     if stages is None:
         most = int(chip.shared_bytes_per_multiprocessor * _RING_SHARE)
-        room = limit - other
+        block = int(chip.shared_bytes_per_multiprocessor * _BLOCK_SHARE)
+        rooms = [block - other, limit - other]
         if method == "tensor":  # one kernel for any number of rows, if there is room for all
-            with_all_rows = limit - sums - _x_bytes(problem, method, MAX_GEMV_ROWS)
-            room = with_all_rows if with_all_rows >= 4 * stage else room
-        stages = min(most, room) // stage
+            rooms.insert(0, block - sums - _x_bytes(problem, method, MAX_GEMV_ROWS))
+        stages = next((min(most, room) // stage for room in rooms if room >= _GOOD_STAGES * stage), 0)
+        if stages < 2:
+            stages = min(most, rooms[-1]) // stage
         if stages < 2:
             return None
         if method == "vector":
@@ -263,7 +268,8 @@ def _cost(problem: Problem, found: Plan) -> float:
         return -(-tiles // groups) * (-(-_steps(problem) // found.chunks) + 0.5) + found.chunks / 100
     rows, pairs = -(-outputs // groups) * problem.halves, _pairs(problem, found.chunks, outputs)
     steps = -(-_chunk_vectors(problem, found.chunks) // 32)
-    cost = rows * steps * _VECTOR_COST[problem.format] * problem.rows + pairs * _PAIR_COST
+    cost: float = rows * steps * _VECTOR_COST[problem.format] * problem.rows + pairs * _PAIR_COST
+    cost += groups * problem.k / _X_RATE
     # Two stages do where there are no three, or where all rows are fetched at once.
     return cost if found.stages >= min(3, pairs) else cost * 1.5
 
