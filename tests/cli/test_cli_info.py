@@ -17,7 +17,7 @@ from cli_result import Run
 from small_model import CONFIG, tensors, tokenizer_json, write_model
 
 from kuiperllm.backends.cpu.features import host_levels
-from kuiperllm.backends.cuda import nvidia
+from kuiperllm.backends.cuda import discovery
 from kuiperllm.cli import diagnosis
 from kuiperllm.config import ModelConfig, settings
 from kuiperllm.core import Device
@@ -245,7 +245,7 @@ def without_survey(monkeypatch: pytest.MonkeyPatch, has_hardware: bool) -> None:
     def survey() -> None:
         raise DeviceError("the driver is too old: update it")
 
-    monkeypatch.setattr(nvidia, "survey", survey)
+    monkeypatch.setattr(discovery, "survey", survey)
     monkeypatch.setattr(diagnosis, "_has_nvidia_hardware", lambda: has_hardware)
 
 
@@ -267,8 +267,8 @@ def test_doctor_says_why_a_gpu_cannot_be_used(
 
 
 def test_doctor_names_gpus(kuiper: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = [nvidia.Gpu("H200", 140 << 30, (9, 0)), nvidia.Gpu("T4", 15 << 30, (7, 5))]
-    monkeypatch.setattr(nvidia, "survey", lambda: ("13.0", gpus))
+    gpus = [discovery.Gpu("H200", 140 << 30, (9, 0)), discovery.Gpu("T4", 15 << 30, (7, 5))]
+    monkeypatch.setattr(discovery, "survey", lambda: ("13.0", gpus))
     monkeypatch.setattr(diagnosis, "_gpu_self_test", lambda: iter(()))
     new, old = gpu_findings(kuiper)[:2]
     assert new["value"] == "cuda:0: H200, 140.00 GiB, compute capability 9.0, driver for CUDA 13.0"

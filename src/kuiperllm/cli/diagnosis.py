@@ -146,7 +146,7 @@ def _memory() -> Iterator[Finding]:
 
 def _gpus() -> Iterator[Finding]:
     """The GPUs, what keeps them from being used, and one kernel on the first. The CPU does without them."""
-    from kuiperllm.backends.cuda.nvidia import survey
+    from kuiperllm.backends.cuda.discovery import MIN_COMPUTE_CAPABILITY, survey
     from kuiperllm.errors import DeviceError
 
     try:
@@ -159,7 +159,6 @@ def _gpus() -> Iterator[Finding]:
         fix = None if _has_gpu_packages() else install
         yield Finding("gpu", "cannot be used", str(error), fix, facts={"gpus": []})
         return
-    from kuiperllm.backends.cuda.nvidia import MIN_COMPUTE_CAPABILITY
     from kuiperllm.core.memory import format_bytes
 
     for index, gpu in enumerate(gpus):

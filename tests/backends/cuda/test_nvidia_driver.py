@@ -14,7 +14,8 @@ import pytest
 HERE = Path(__file__).parent
 PREAMBLE = """
 import ctypes, struct
-from kuiperllm.backends.cuda.nvidia import NvidiaDriver, survey
+from kuiperllm.backends.cuda.discovery import survey
+from kuiperllm.backends.cuda.nvidia import NvidiaDriver
 from kuiperllm.errors import KuiperError
 stub = ctypes.CDLL("libcuda.so.1")
 def refused(call, *args, **named):

@@ -2,27 +2,23 @@
 
 `cuda.core` owns the context, the streams and the memory. What is called for every kernel goes to the driver
 library directly through ctypes, without giving up the interpreter lock: a launch takes two microseconds, but
-a thread that gives up the lock may wait milliseconds to get it back. Calls that wait for the GPU do give it up.
+a thread that gives up the lock may wait milliseconds to get it back. Calls that wait for the GPU give it up.
 """
 
 from __future__ import annotations
 
 import ctypes
-import os
 import re
 import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
+from kuiperllm.backends.cuda.discovery import MIN_COMPUTE_CAPABILITY, Gpu, bindings, survey, text
 from kuiperllm.backends.cuda.driver import Chip, Driver, Resources
-from kuiperllm.backends.cuda.nvrtc import INSTALL
 from kuiperllm.core.memory import MemoryInfo, format_bytes, out_of_memory
 from kuiperllm.errors import DeviceError, KernelError, KuiperError
-
-MIN_COMPUTE_CAPABILITY = (8, 0)
 
 _LIBRARY = "libcuda.so.1"
 
@@ -53,85 +49,6 @@ _CONFIG = struct.Struct("@7IPPI4x")
 # CUlaunchAttribute: id, padding, value.
 _ATTRIBUTE = struct.Struct("@I4x3I52x")
 _CLUSTER_DIMENSION, _PROGRAMMATIC_SERIALIZATION = 4, 6
-
-
-class Bindings(NamedTuple):
-    """The modules that this one is written on."""
-
-    core: Any
-    """`cuda.core`."""
-    driver: Any
-    """`cuda.bindings.driver`."""
-    version: str
-    """The CUDA version that they are for."""
-
-
-@lru_cache(maxsize=1)
-def bindings() -> Bindings:
-    """The bindings, imported on first use.
-
-    Raises:
-        DeviceError: they are not installed.
-    """
-    try:
-        import cuda.bindings
-        import cuda.core
-        from cuda.bindings import driver
-    except ImportError as error:
-        raise DeviceError(f"GPUs need packages that are missing ({error}): {INSTALL}") from None
-    return Bindings(cuda.core, driver, cuda.bindings.__version__)
-
-
-class Gpu(NamedTuple):
-    """A GPU that the driver shows."""
-
-    name: str
-    total_bytes: int
-    compute_capability: tuple[int, int]
-
-
-def survey() -> tuple[str, list[Gpu]]:
-    """The CUDA version of the driver, and the GPUs that it shows; takes none of them into use.
-
-    Raises:
-        DeviceError: packages or driver are missing or too old, or there is no GPU.
-    """
-    _, cu, bindings_version = bindings()
-    try:
-        version = _value(cu.cuDriverGetVersion(), "cannot ask the NVIDIA driver for its version")
-    except RuntimeError:
-        raise DeviceError(
-            "there is no NVIDIA driver (libcuda is not found): install it, nvidia-smi has to list the GPU"
-        ) from None
-    driver_version = f"{version // 1000}.{version % 1000 // 10}"
-    if version // 1000 < int(bindings_version.partition(".")[0]):
-        raise DeviceError(
-            f"the NVIDIA driver supports CUDA {driver_version}, the installed cuda-bindings are for CUDA "
-            f"{bindings_version}: update the driver"
-        )
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    hint = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible!r})"
-    code = cu.cuInit(0)[0]
-    if code == cu.CUresult.CUDA_ERROR_NO_DEVICE:
-        raise DeviceError(f"the NVIDIA driver shows no GPU{hint}")
-    _value((code,), f"the NVIDIA driver (CUDA {driver_version}) does not start")
-    return driver_version, [_gpu(cu, i) for i in range(_value(cu.cuDeviceGetCount(), "cannot count GPUs"))]
-
-
-def _gpu(cu: Any, index: int) -> Gpu:
-    what = f"cannot ask for the properties of cuda:{index}"
-    attribute = cu.CUdevice_attribute
-    device = _value(cu.cuDeviceGet(index), what)
-    name = _value(cu.cuDeviceGetName(128, device), what)
-    major, minor = (
-        _value(cu.cuDeviceGetAttribute(part, device), what)
-        for part in (
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
-            attribute.CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
-        )
-    )
-    total = int(_value(cu.cuDeviceTotalMem(device), what))
-    return Gpu(_text(name), total, (int(major), int(minor)))
 
 
 class _Current(threading.local):
@@ -195,7 +112,7 @@ class NvidiaDriver(Driver):
             shared_bytes_per_multiprocessor=properties.max_shared_memory_per_multiprocessor,
             l2_bytes=properties.l2_cache_size,
             total_bytes=gpu.total_bytes,
-            pci_bus_id=_text(
+            pci_bus_id=text(
                 self._call(self._cu.cuDeviceGetPCIBusId(32, self._device.device_id), "no PCI bus id")
             ),
             driver_version=driver_version,
@@ -522,19 +439,6 @@ def _entry(library: ctypes.CDLL, name: str, *types: Any) -> Callable[..., int]:
     function.argtypes = types
     function.restype = ctypes.c_int
     return function
-
-
-def _value(outcome: Sequence[Any], what: str) -> Any:
-    """The value of a call of the bindings that is not about one GPU."""
-    code, *values = outcome
-    if int(code) != 0:
-        raise DeviceError(f"{what} ({code.name})")
-    return values[0] if len(values) == 1 else values
-
-
-def _text(characters: bytes) -> str:
-    """What a call of the bindings wrote into a buffer."""
-    return characters.partition(b"\0")[0].decode()
 
 
 def _error_name(error: Exception) -> str:
