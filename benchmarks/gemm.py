@@ -46,7 +46,7 @@ CHECKED = ((1, 256, 512), (13, 1152, 1024), (100, 832, 576), (257, 1344, 1024), 
 """M, N and K that no tile divides."""
 
 MOST_CANDIDATES = 12
-WORST_PROMISE = 1.8
+WORST_PROMISE = 2.6
 """Tilings are tried if their estimate is within this factor of the best one's."""
 
 ROTATED_BYTES = 300 << 20
@@ -246,8 +246,10 @@ def _fill(values: Tensor, noise: Tensor) -> None:
         part.copy_(noise[: part.numel])
 
 
-def tune(device: Device, wanted: Iterable[tuple[int, int]], rows: Iterable[int], torch: Any) -> list[Result]:
-    """Time the promising tilings of every shape, and the best one against cuBLAS."""
+def tune(
+    device: Device, wanted: Iterable[tuple[int, int]], rows: Iterable[int], most: int, torch: Any
+) -> list[Result]:
+    """Time the `most` promising tilings of every shape, and the best one against cuBLAS."""
     rng = np.random.default_rng(1)
     noise = (rng.standard_normal((1 << 23) - 8, np.float32) / 8).astype(BF16.numpy)
     on_device = Tensor.from_numpy(noise).to(device)
@@ -260,7 +262,7 @@ def tune(device: Device, wanted: Iterable[tuple[int, int]], rows: Iterable[int],
             best = promising[0].estimate(m, n, k, multiprocessors)
             tried = [t for t in promising if t.estimate(m, n, k, multiprocessors) <= WORST_PROMISE * best]
             ranking = []
-            for tiling in tried[:MOST_CANDIDATES]:
+            for tiling in tried[:most]:
                 replay = operands.ours(tiling)
                 ranking.append((min(replay(), replay()), str(tiling)))
             ranking.sort()
@@ -322,10 +324,13 @@ def _fits(name: str, r: Result, epilogue: int, direct: bool) -> bool:
 
 
 def write_table(path: Path, results: list[Result], device: Device) -> None:
-    """The table as `gemm_tiling.table` reads it."""
+    """The table as `gemm_tiling.table` reads it; what an older one of the same chip knows besides stays."""
     best: dict[str, dict[str, list[str]]] = {}
+    if path.exists() and (older := json.loads(path.read_text()))["chip"] == chip(device).name:
+        best = older["best"]
     for r in results:
         best.setdefault(f"{r.n}x{r.k}", {})[str(r.m)] = best_tilings(r)
+    best = {shape: dict(sorted(rows.items(), key=lambda row: int(row[0]))) for shape, rows in best.items()}
     lines = ",\n".join(f"  {json.dumps(shape)}: {json.dumps(by_rows)}" for shape, by_rows in best.items())
     path.write_text(f'{{"chip": {json.dumps(chip(device).name)}, "best": {{\n{lines}\n}}}}\n')
 
@@ -345,6 +350,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
     parser.add_argument("--table", help="write the best tilings to this file; default: the one that is used")
+    parser.add_argument("--most", type=int, default=MOST_CANDIDATES, help="tilings to try for a product")
     parser.add_argument("--json", type=Path, help="write all that was measured to this file")
     options = parser.parse_args()
     device = Device(options.device)
@@ -355,7 +361,7 @@ def main() -> None:
     failed = check(device) if options.only != "tune" else 0
     print(f"{time.perf_counter() - started:.0f} s so far", flush=True)
     if options.only != "check":
-        results = tune(device, shapes(options.models), options.rows, _torch())
+        results = tune(device, shapes(options.models), options.rows, options.most, _torch())
         summarize(results)
         if options.table:
             write_table(TABLE if options.table == "default" else Path(options.table), results, device)
