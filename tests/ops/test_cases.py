@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from kuiperllm.backends.cpu.team import num_threads, set_num_threads
-from kuiperllm.backends.cuda.launch import chip
+from kuiperllm.backends.cuda.jit import cache_dir
+from kuiperllm.backends.cuda.launch import Kernel, chip, collecting, compile_all
 from kuiperllm.core import Device, DType, Tensor
+from kuiperllm.errors import KuiperError
 from kuiperllm.ops.cases import Case, all_cases
 
 EMULATED_BYTES = 4 << 20
@@ -58,6 +60,28 @@ def test_replayed_from_a_graph(case: Case) -> None:
     case.compare(_replay(case, case.tensors(arguments), Device("cpu")), case.expected(arguments))
 
 
+@pytest.fixture
+def compiled_ahead(cuda: Device, request: pytest.FixtureRequest) -> None:
+    """With an empty cache, compile what the tests of the session need, on all processors at once."""
+    if _compiled_ahead or (cache_dir().is_dir() and any(cache_dir().iterdir())):
+        return
+    _compiled_ahead.append(True)
+    needed: dict[Kernel, None] = {}
+    for item in request.session.items:
+        if getattr(item, "originalname", None) == "test_values_on_cuda":
+            case, dtype = item.callspec.params["case"], item.callspec.params["dtype"]
+            with suppress(KuiperError, pytest.skip.Exception), collecting(cuda) as kernels:
+                _skip_unless_possible(case, dtype, cuda)
+                case.run(case.tensors(case.arguments(dtype=dtype), cuda))
+            needed |= kernels
+    with suppress(KuiperError):  # the test that needs the kernel will say so
+        compile_all(needed, cuda)
+
+
+_compiled_ahead: list[bool] = []
+
+
+@pytest.mark.usefixtures("compiled_ahead")
 @pytest.mark.parametrize(("case", "dtype"), CUDA_CASES)
 def test_values_on_cuda(case: Case, dtype: DType, cuda: Device) -> None:
     _skip_unless_possible(case, dtype, cuda)
