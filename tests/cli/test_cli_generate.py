@@ -159,6 +159,21 @@ def test_stories260k_is_the_text_of_llama2c(
     assert ("the model states only 128 positions" in " ".join(result.said)) == (len(files) == 1)  # the GGUF
 
 
+@pytest.mark.gpu
+@pytest.mark.shared
+@pytest.mark.parametrize("case", [0, 1])
+@pytest.mark.parametrize("name", ["stories260K.bin", "stories260Ktok512.gguf"])
+def test_stories260k_on_a_gpu(kuiper: Run, shared: Path, name: str, case: int) -> None:
+    folder = shared / STORIES
+    golden = json.loads((folder / "expected.json").read_text())["upstream"][case]
+    tokenizer = ("--tokenizer", folder / "tok512.bin") if name.endswith(".bin") else ()
+    result = kuiper(
+        *("generate", "--device", "cuda:0", "-m", folder / name, *tokenizer, "--temperature", "0", "--echo"),
+        *("--max-tokens", str(golden["steps"]), golden["prompt"]),
+    )
+    assert result.out == golden["text"] + "\n"
+
+
 @pytest.mark.shared
 def test_stories260k_gguf_continues_as_in_llama_cpp(kuiper: Run, shared: Path) -> None:
     folder = shared / STORIES

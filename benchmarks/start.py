@@ -1,0 +1,99 @@
+"""Times a whole process: from its start to its first token, with a warm and with an empty kernel cache.
+
+A checkpoint of random weights, of the shape of a config.json, is written to disk first, with a tokenizer of
+bytes. The first run of each kind is preceded by one read of the file, so that it comes from memory as it does
+for a model that was used before; `--cold-file` leaves that out.
+
+    python benchmarks/start.py benchmarks/configs/llama-3.2-1b.json [--device cuda:0] [--json results.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from kuiperllm.core import Device
+from kuiperllm.engine.bench import versions
+from memory import write_checkpoint
+
+_RUN = "import sys; from kuiperllm.cli import main; sys.exit(main())"
+
+
+def seconds_to_first_token(folder: Path, device: str, cache: Path) -> float:
+    """From the start of a process to the end of one that generates a single token."""
+    command = [
+        *(sys.executable, "-c", _RUN, "generate", "-m", str(folder), "--device", device),
+        *("--max-tokens", "1", "--temperature", "0", "Hello"),
+    ]
+    environment = os.environ | {"KUIPER_CACHE_DIR": str(cache)}
+    started = time.perf_counter()
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    return time.perf_counter() - started
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer whose tokens are the printable characters of ASCII."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.BPE({chr(33 + i): i for i in range(94)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text("{}")
+
+
+def read_once(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            while file.read(1 << 26):
+                pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cold-file", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the results to this file as well")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder, cache = Path(name) / "model", Path(name) / "cache"
+        folder.mkdir()
+        write_checkpoint(options.config, folder)
+        write_tokenizer(folder)
+        if not options.cold_file:
+            read_once(folder)
+        empty = []
+        for _ in range(2):
+            shutil.rmtree(cache, ignore_errors=True)
+            empty.append(seconds_to_first_token(folder, options.device, cache))
+        warm = [seconds_to_first_token(folder, options.device, cache) for _ in range(options.repeats)]
+        size = sum(path.stat().st_size for path in folder.iterdir())
+    device = Device(options.device)
+    result: dict[str, Any] = {
+        "config": options.config.stem,
+        "device": options.device,
+        "chip": device.backend.properties["name"],
+        "checkpoint_bytes": size,
+        "empty_cache_s": empty,
+        "warm_s": warm,
+        "versions": versions(device),
+    }
+    print(f"{options.config.stem} on {result['chip']}: {size / 1e9:.2f} GB of safetensors")
+    print(f"  empty kernel cache {median(empty):.2f} s, warm {median(warm):.2f} s")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
