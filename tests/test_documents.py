@@ -193,6 +193,11 @@ def test_command_line_page_is_current() -> None:
     assert load_tool("make_cli_docs").document() == written, "run tools/make_cli_docs.py"
 
 
+def test_operators_page_is_current() -> None:
+    written = read(ROOT / "docs" / "ops.md")
+    assert load_tool("make_ops_docs").document() == written, "run tools/make_ops_docs.py"
+
+
 @document
 def test_commands_have_the_options_that_documents_use(path: Path) -> None:
     group: Any = typer.main.get_command(app)
@@ -215,10 +220,9 @@ def test_wheel_check_finds_what_is_missing(tmp_path: Path) -> None:
 
     check = load_tool("check_wheel")
     package = ROOT / "src" / "kuiperllm"
-    files = [
-        path for path in package.rglob("*") if path.suffix in (".py", ".gguf") or path.name == "py.typed"
-    ]
-    for left_out in ("", "py.typed", "demo.gguf", "team_kernel.py"):
+    kinds = (".py", ".cu", ".cuh", ".json", ".gguf")
+    files = [path for path in package.rglob("*") if path.suffix in kinds or path.name == "py.typed"]
+    for left_out in ("", "py.typed", "demo.gguf", "team_kernel.py", "decode.cu", "gemm_table.json"):
         wheel = tmp_path / f"kuiperllm-0-{left_out or 'whole'}-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in files:

@@ -9,6 +9,7 @@ from pathlib import Path
 MAX_BYTES = 6_000_000
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "kuiperllm"
 MUST_HAVE = ("kuiperllm/py.typed", "kuiperllm/data/demo.gguf")
+SOURCES = (".py", ".cu", ".cuh", ".json")
 
 
 def problems(wheel: Path) -> list[str]:
@@ -20,7 +21,8 @@ def problems(wheel: Path) -> list[str]:
         found.append(f"{size} bytes; at most {MAX_BYTES} are allowed")
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    sources = {f"kuiperllm/{path.relative_to(PACKAGE).as_posix()}" for path in PACKAGE.rglob("*.py")}
+    files = [path for path in PACKAGE.rglob("*") if path.suffix in SOURCES]
+    sources = {f"kuiperllm/{path.relative_to(PACKAGE).as_posix()}" for path in files}
     found += [f"{name} is missing" for name in sorted({*sources, *MUST_HAVE} - names)]
     found += [
         f"{name} does not belong there" for name in sorted(names) if name.endswith((".so", ".o", ".pyc"))
@@ -40,7 +42,7 @@ def main(paths: list[str]) -> int:
     for problem in found:
         print(f"{wheel.name}: {problem}")
     if not found:
-        kernels = len(list(PACKAGE.rglob("*_kernel.py")))
+        kernels = sum(len(list(PACKAGE.rglob(pattern))) for pattern in ("*_kernel.py", "*.cu"))
         print(f"{wheel.name}: {wheel.stat().st_size:,} bytes, {kernels} kernel modules, demo model, py.typed")
     return 1 if found else 0
 

@@ -22,8 +22,8 @@ Text goes to stdout, everything else to stderr. Exit codes: 0, 1 for failures, 2
 Ctrl-C. What went wrong is one line; `-v` adds the log and the traceback.
 
 Environment: `KUIPER_CACHE_DIR` (folder for compiled kernels), `KUIPER_CPU_LEVEL` (use kernels of at most this
-level: `generic`, `avx2`, `avx512`, `amx`), `KUIPER_NUM_THREADS`; for downloads `HF_HOME`, `HF_ENDPOINT`,
-`HF_TOKEN`, `HF_HUB_OFFLINE`.
+level: `generic`, `avx2`, `avx512`, `amx`), `KUIPER_NUM_THREADS`; `CUDA_VISIBLE_DEVICES` (the GPUs that may be
+used); for downloads `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
 
 `kuiper --version` prints the version; `kuiper --install-completion` sets up completion for the shell.
 """
