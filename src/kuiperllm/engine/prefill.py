@@ -1,8 +1,8 @@
 """Takes in a piece of a prompt.
 
 A GPU is done with a short prompt before Python has queued all of its kernels. So there, lengths that come
-again are captured: the piece is padded to one of a few lengths, with tokens that leave no trace, and a graph of
-that length is replayed.
+again are captured: the piece is padded to one of a few lengths, with tokens that leave no trace, and a graph
+of that length is replayed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
 from kuiperllm.ops.attention import Batch
 
-_CAPTURED_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""From 512 tokens on even a small model keeps a GPU busy for longer than Python needs."""
+_CAPTURED_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Beyond, even a small model keeps a GPU busy for longer than Python needs."""
 
 
 class Prefill:

@@ -5,6 +5,7 @@ Plain arithmetic on sizes, without a GPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -33,13 +34,15 @@ _SUMS_BYTES = (
     40 << 10
 )  # at most, for the sums of a block; with more outputs, multiprocessors get several blocks
 _GOOD_STAGES = 4  # of the ring: as many as it takes to fetch ahead smoothly
+_AHEAD_SHARE = 0.6  # of what a block reads is fetched ahead at most: all at once took up to 20 % longer
 _LANE_ELEMENTS = 128  # of x that a lane holds in registers
 _TWO_BLOCKS_ELEMENTS = 88  # up to so many, the registers of two blocks fit
-_MIN_ROW_BYTES = 1024  # longer rows are shared by at least two warps
+_MIN_ROW_BYTES = 2048  # longer rows are shared by at least two warps
 
 # What a warp issues, about: for 16 bytes of a row in a lane, and for summing up a pair of rows.
 _VECTOR_COST = {"float32": 12, "float16": 20, "bfloat16": 20, "q8": 60}
 _PAIR_COST = 40
+_CHUNK_COST = 8  # for adding the chunks of a row
 _X_RATE = 80  # elements of x that a block loads meanwhile: each group of warps loads all
 
 Method = Literal["vector", "tensor"]
@@ -177,7 +180,8 @@ def make_plan(
         if stages < 2:
             return None
         if method == "vector":
-            stages = min(stages, max(2, _pairs(problem, chunks, share + (extra > 0))))
+            pairs = _pairs(problem, chunks, share + (extra > 0))
+            stages = min(stages, _stages_wanted(pairs))
     if other + stages * stage > limit:
         return None
     # More than half of what a multiprocessor has, so that no two blocks of a launch share one.
@@ -220,6 +224,10 @@ def _vector_stage(problem: Problem, chunks: int) -> int:
 def _pairs(problem: Problem, chunks: int, outputs: int) -> int:
     """Of rows of the matrix, for the busiest warp of a block with so many outputs."""
     return -(-(-(-outputs * chunks // WARPS) * problem.halves) // 2)
+
+
+def _stages_wanted(pairs: int) -> int:
+    return max(2, math.ceil(_AHEAD_SHARE * pairs))
 
 
 # --- gemv_mma.cu ------------------------------------------------------------------------------------------
@@ -269,9 +277,9 @@ def _cost(problem: Problem, found: Plan) -> float:
     rows, pairs = -(-outputs // groups) * problem.halves, _pairs(problem, found.chunks, outputs)
     steps = -(-_chunk_vectors(problem, found.chunks) // 32)
     cost: float = rows * steps * _VECTOR_COST[problem.format] * problem.rows + pairs * _PAIR_COST
-    cost += groups * problem.k / _X_RATE
-    # Two stages do where there are no three, or where all rows are fetched at once.
-    return cost if found.stages >= min(3, pairs) else cost * 1.5
+    cost += groups * problem.k / _X_RATE + found.chunks * _CHUNK_COST
+    # Two stages do where there is no room for three, or where they hold much of what is to be read.
+    return cost if found.stages >= min(3, _stages_wanted(pairs)) else cost * 1.5
 
 
 _SOURCES: dict[Method, Path] = {
