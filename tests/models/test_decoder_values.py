@@ -142,7 +142,7 @@ def run_both_ways(folder: Path, device: Device, **options: Any) -> tuple[np.ndar
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-tied-7-heads", "qwen3"])
 def test_float16_weights(tmp_path: Path, name: str) -> None:
-    """On the CPU, weights are widened and multiplied in float32: with a float32 cache the bound is float32's."""
+    """On the CPU weights are widened and multiplied in float32: with a float32 cache its bound holds."""
     raw, weights = make(tmp_path, name, dtype=np.float16)
     rounded = {k: v.astype(np.float16).astype(np.float32) for k, v in weights.items()}
     truth = expected(raw, rounded, PROMPT)

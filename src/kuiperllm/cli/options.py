@@ -195,6 +195,10 @@ def _is_group(annotation: object) -> TypeGuard[type[Any]]:
 def _options(group: type[Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
+    for field in fields(group):
+        (option,) = hints[field.name].__metadata__
+        if option.metavar and not option.param_decls:  # some versions of Typer take the metavar for the name
+            option.param_decls = (f"--{field.name.replace('_', '-')}",)
     return [
         inspect.Parameter(field.name, keyword, default=field.default, annotation=hints[field.name])
         for field in fields(group)
