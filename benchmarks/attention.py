@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -86,13 +87,20 @@ def seconds_per_replay(work: Callable[[], object], device: Device) -> float:
     return median(sample(repeats) for _ in range(SAMPLES))
 
 
+@cache
+def noise(device: Device) -> Tensor:
+    """Some millions of normal numbers."""
+    values = np.random.default_rng(0).standard_normal(1 << 22, np.float32).astype(DTYPE.numpy)
+    return Tensor.from_numpy(values).to(device)
+
+
 def random(shape: tuple[int, ...], device: Device) -> Tensor:
     """Standard normal values; large tensors repeat some."""
     made = Tensor.empty(shape, DTYPE, device)
     flat = made.reshape((made.numel,))
-    first = min(made.numel, 1 << 22)
-    values = np.random.default_rng(0).standard_normal(first, np.float32).astype(DTYPE.numpy)
-    flat[:first].copy_(Tensor.from_numpy(values).to(device))
+    values = noise(device)
+    first = min(made.numel, values.numel)
+    flat[:first].copy_(values[:first])
     while first < made.numel:
         more = min(first, made.numel - first)
         flat[first : first + more].copy_(flat[:more])
@@ -134,12 +142,12 @@ def batch_of(query_len: int, seq_len: int, device: Device) -> Batch:
 def prefill(shape: Shape, tokens: int, device: Device) -> Result:
     """A prompt of so many tokens."""
     q, out = (random((tokens, shape.heads, shape.head_dim), device) for _ in "qo")
-    (cache,) = caches(shape, tokens, 1, device)
+    (keys_values,) = caches(shape, tokens, 1, device)
     batch = batch_of(tokens, tokens, device)
 
     def pass_() -> None:
         for _ in range(PREFILLS_PER_GRAPH):
-            attention(q, cache, batch, shape.head_dim**-0.5, out=out)
+            attention(q, keys_values, batch, shape.head_dim**-0.5, out=out)
 
     seconds = seconds_per_replay(pass_, device) / PREFILLS_PER_GRAPH
     operations = 4 * shape.heads * shape.head_dim * tokens * (tokens + 1) / 2
@@ -163,8 +171,8 @@ def decode(shape: Shape, tokens: int, device: Device, bandwidth: float) -> Resul
     batch = batch_of(1, tokens, device)
 
     def step() -> None:
-        for cache in layers:
-            attention(q, cache, batch, shape.head_dim**-0.5, out=out)
+        for keys_values in layers:
+            attention(q, keys_values, batch, shape.head_dim**-0.5, out=out)
 
     seconds = seconds_per_replay(step, device) / len(layers)
     score = 100 * kv_bytes(shape, tokens) / seconds / bandwidth
@@ -185,8 +193,8 @@ def fused(shape: Shape, tokens: int, kernel: str, device: Device, bandwidth: flo
     batch = batch_of(1, tokens, device)
 
     def step() -> None:
-        for cache in layers:
-            run(qkv, cache, batch, shape.head_dim**-0.5, partial, stats, newest)
+        for keys_values in layers:
+            run(qkv, keys_values, batch, shape.head_dim**-0.5, partial, stats, newest)
 
     seconds = seconds_per_replay(step, device) / len(layers)
     score = 100 * kv_bytes(shape, tokens) / seconds / bandwidth

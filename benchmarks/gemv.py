@@ -106,10 +106,11 @@ class Result:
 class Bench:
     """One GPU, and random bytes that weights are made of."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, bandwidth: float | None = None) -> None:
+        """`bandwidth`: bytes per second, if they are known."""
         self.device = device
         self.backend = cast("CudaBackend", device.backend)
-        self.bandwidth = self.backend.read_bandwidth()
+        self.bandwidth = bandwidth or self.backend.read_bandwidth()
         rng = np.random.default_rng(0)
         noise = rng.standard_normal(RANDOM_BYTES // 2, np.float32) * 0.02
         self.noise = Tensor.from_numpy(noise.astype(DType.bfloat16.numpy).view(np.uint8)).to(device)
@@ -146,7 +147,7 @@ class Bench:
             name,
             problem,
             [self._weight(format, n, k, group, problem.bias) for _ in range(layers)],
-            self._filled(shape, activation),
+            self.filled(shape, activation),
             Tensor.zeros((rows, outputs), problem.out, self.device),
             Tensor.full((rows, model.splits, model.heads, 2), 1.0, DType.float32, self.device)
             if merges
@@ -158,13 +159,14 @@ class Bench:
         sizes = packed_sizes(format, n, k, group)
         return LinearWeight(
             format, n, k,
-            self._filled((sizes[0],), DType.uint8),
+            self.filled((sizes[0],), DType.uint8),
             Tensor.full((sizes[1],), 1e-3, DType.float16, self.device) if group else None,
             group,
             Tensor.zeros((sizes[2],), DType.float32, self.device) if bias else None,
         )  # fmt: skip
 
-    def _filled(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
+    def filled(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
+        """Random bytes."""
         made = Tensor.empty(shape, dtype, self.device)
         flat = Tensor(made.buffer, DType.uint8, (made.nbytes,))
         for start in range(0, made.nbytes, RANDOM_BYTES):

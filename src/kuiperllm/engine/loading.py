@@ -187,12 +187,13 @@ _SHORTEST_CONTEXT = 64  # tokens; a model whose context had to be cut below that
 
 
 def kv_dtype(checkpoint: Checkpoint, engine: EngineConfig) -> DType:
-    """The type of keys and values: the weights' own, and float16 beside quantized weights."""
+    """The type of keys and values: the weights' own; of quantized ones, 16 bits that suit the device."""
     if engine.kv_cache_dtype != "auto":
         return DType(engine.kv_cache_dtype)
     stored = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) == 2}
     if engine.quant == "q8" or "q8" in stored:
-        return DType.float16
+        # float16 is the more precise; a GPU's tensor cores want it to be what the activations are.
+        return DType.float16 if Device(engine.device).is_host else DType.bfloat16
     if engine.dtype != "auto":
         return DType(engine.dtype)
     return DType.float32 if "float32" in stored else DType(min(stored, default="float32"))

@@ -24,6 +24,7 @@ from kuiperllm.backends.cuda import bandwidth, copy, jit
 from kuiperllm.backends.cuda.driver import Resources
 from kuiperllm.backends.cuda.jit import Kernel
 from kuiperllm.backends.cuda.launch import collecting
+from kuiperllm.backends.cuda.sources import expand, isolate
 from kuiperllm.errors import DeviceError, KernelError
 from kuiperllm.ops.cases import all_cases
 
@@ -105,6 +106,10 @@ def compile_and_judge(kernels: Sequence[Kernel], arch: str) -> list[str]:
             problems.append(str(error))
             continue
         found = jit.report(remarks, kernel.name)
+        if found is None:  # many compilations at once can garble each other's logs (NVRTC 13.0)
+            text = isolate(expand(kernel.source, kernel.defined), kernel.name)
+            remarks = jit.compiler().compile(text, kernel.name, arch)[1]
+            found = jit.report(remarks, kernel.name)
         name = f"{jit.label(kernel.source)} {kernel}"
         if found is not None:
             figures = f"{found.registers:9} {found.spill_bytes:6} {found.shared_bytes:6}"

@@ -66,7 +66,7 @@ def gemv(
         gemv(x[:half], weight, out[:half], accumulate=accumulate, swiglu=swiglu)
         gemv(x[half:], weight, out[half:], accumulate=accumulate, swiglu=swiglu)
     else:
-        _gemv_any(problem, x, weight, out)
+        run_any(problem, x, weight, out)
 
 
 def gemv_merge(partial: Tensor, stats: Tensor, weight: LinearWeight, residual: Tensor) -> None:
@@ -144,7 +144,8 @@ def _is_aligned(x: Tensor, norm_weight: Tensor | None = None) -> bool:
     return x.address % _ALIGNMENT == 0 and (x.shape[0] == 1 or x.strides[0] * x.itemsize % _ALIGNMENT == 0)
 
 
-def _gemv_any(problem: Problem, x: Tensor, weight: LinearWeight, out: Tensor) -> None:
+def run_any(problem: Problem, x: Tensor, weight: LinearWeight, out: Tensor) -> None:
+    """Launch the kernel for any size and alignment, with plain loads; x is taken as it is."""
     launch(
         _any_kernel(
             problem.activation, problem.weight, problem.out, problem.group, problem.scales,
