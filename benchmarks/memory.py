@@ -44,13 +44,13 @@ print(json.dumps({
 def write_checkpoint(config_file: Path, folder: Path) -> None:
     """A Hugging Face folder with random weights of the shape that the config describes."""
     from kuiperllm.checkpoint.random import RandomCheckpoint
-    from kuiperllm.config import EngineConfig, ModelConfig
+    from kuiperllm.config import ModelConfig
     from kuiperllm.core import Device
-    from kuiperllm.engine.loading import load_decoder
+    from kuiperllm.models import check_model
 
     raw = json.loads(config_file.read_text())
     source = RandomCheckpoint(ModelConfig.from_hf(raw))
-    load_decoder(source, EngineConfig(device="cpu"), Device("cpu"))  # asks for every tensor that there is
+    check_model(source.config, source, Device("cpu"))  # asks for every tensor that there is
     header: dict[str, object] = {}
     position = 0
     for name, info in source.tensors.items():

@@ -1,8 +1,8 @@
 """Times a whole process: from its start to its first token, with a warm and with an empty kernel cache.
 
-A checkpoint of random weights, of the shape of a config.json, is written to disk first, with a tokenizer of
-bytes. The first run of each kind is preceded by one read of the file, so that it comes from memory as it does
-for a model that was used before; `--cold-file` leaves that out.
+A checkpoint of random weights, of the shape of a config.json, is written to disk first, with a tokenizer. It is
+read once, so that it comes from memory as it does for a model that was used before; `--cold-file` leaves that
+out.
 
     python benchmarks/start.py benchmarks/configs/llama-3.2-1b.json [--device cuda:0] [--json results.json]
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 from kuiperllm.core import Device
 from kuiperllm.engine.bench import versions
-from memory import write_checkpoint
+from random_model import write_model
 
 _RUN = "import sys; from kuiperllm.cli import main; sys.exit(main())"
 
@@ -38,17 +38,6 @@ def seconds_to_first_token(folder: Path, device: str, cache: Path) -> float:
     started = time.perf_counter()
     subprocess.run(command, env=environment, check=True, capture_output=True)
     return time.perf_counter() - started
-
-
-def write_tokenizer(folder: Path) -> None:
-    """A tokenizer whose tokens are the printable characters of ASCII."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    tokenizer = Tokenizer(models.BPE({chr(33 + i): i for i in range(94)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text("{}")
 
 
 def read_once(folder: Path) -> None:
@@ -68,9 +57,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder, cache = Path(name) / "model", Path(name) / "cache"
-        folder.mkdir()
-        write_checkpoint(options.config, folder)
-        write_tokenizer(folder)
+        write_model(options.config, folder)
         if not options.cold_file:
             read_once(folder)
         empty = []
