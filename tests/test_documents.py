@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import re
 import shlex
 import tomllib
@@ -210,6 +211,62 @@ def test_commands_have_the_options_that_documents_use(path: Path) -> None:
             options = {name for parameter in known.params for name in parameter.opts} | {"--help"}
             used = {word for word in words[2:] if word.startswith("-") and word != "-"}
             assert used <= options, command
+
+
+# --- profiling --------------------------------------------------------------------------------------------
+
+
+def test_profiling_page_has_the_figures_that_were_measured() -> None:
+    tool = load_tool("make_profiling_tables")
+    path = tool.results()
+    if path is None:
+        pytest.skip("nothing measured yet")
+    written = read(tool.PAGE)
+    assert tool.document(written, json.loads(read(path)), path.name) == written, (
+        "run tools/make_profiling_tables.py"
+    )
+
+
+def test_profiling_page_has_a_place_for_each_example(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = load_tool("make_profiling_tables")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    examples = {version.example for version in importlib.import_module("profile_versions").VERSIONS}
+    places = [name for _, name, _ in tool.MARKED.findall(read(tool.PAGE))]
+    kinds = ("times", "memory", "warps")
+    assert sorted(places) == sorted(["where", *(f"{e}-{kind}" for e in examples for kind in kinds)])
+
+
+def test_profiling_tables_show_what_is_in_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    tool = load_tool("make_profiling_tables")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    asked = importlib.import_module("ncu").METRICS
+    assert {metric for _, metric, _, _ in (*tool.MEMORY, *tool.WARPS)} <= set(asked)
+    counters = {
+        "gpu__time_duration.sum": 2500.0,
+        "dram__bytes_read.sum": None,
+        "smsp__inst_executed.sum": 8e6,
+    }
+    common = {"change": "one", "bytes": 4e6, "floor_us": 1.0}
+    first = {"name": "x/a", "us": 2.0, "against": None, "predicted": None}
+    second = {"name": "x/b", "us": 1.5, "against": "x/a", "predicted": 0.5}
+    facts = {
+        "versions": [
+            common | first | {"kernels": [{"name": "add", "counters": counters}]},
+            common | second | {"kernels": []},
+        ]
+    }
+
+    def filled(kind: str) -> list[str]:
+        page = f"<!-- figures: x-{kind} -->\nold\n<!-- end of figures -->\n"
+        lines: list[str] = tool.document(page, facts, "x.json").splitlines()
+        return lines[3:-1]
+
+    assert filled("times") == [
+        "| `a` | one | 2.00 | 1.00 |  |  |  |",
+        "| `b` | one | 1.50 | 1.00 | `a` | 0.50 | 0.75 |",
+    ]
+    assert filled("memory")[0].startswith("| `a` | `add` | 2.50 | - | - |")
+    assert filled("warps")[0].startswith("| `a` | `add` | - | - | - | 2000.0 | - |")
 
 
 # --- what the wheel is checked for ------------------------------------------------------------------------
