@@ -2,7 +2,7 @@
 
 All of them are the project's own kernels, with other template parameters, plans or neighbours than the
 operators choose. `predicted` is the time over that of the version that it is compared with, put down before
-anything was measured; the reasons are in docs/profiling.md.
+these versions were measured; the reasons are in docs/profiling.md.
 """
 
 from __future__ import annotations
