@@ -1,8 +1,8 @@
 """How long one user waits: time to first token and time per token, one prompt at a time, through `LLM`.
 
 Models of random weights, of the shapes of some config.json files, are written to disk and loaded like any
-other. Prompts are token ids; outputs are chosen, fed back and turned into text as always. The floor of a token
-is the bytes of weights that it reads, by the bandwidth measured in the same run.
+other. Prompts are token ids; outputs are chosen, fed back and turned into text as always. The floor of a
+token is the bytes of weights that it reads, by the bandwidth measured in the same run.
 
     python benchmarks/latency.py CONFIG.json ... [--device cuda:0] [--json results.json]
 """

@@ -1,8 +1,8 @@
 """Times a whole process: from its start to its first token, with a warm and with an empty kernel cache.
 
-A checkpoint of random weights, of the shape of a config.json, is written to disk first, with a tokenizer. It is
-read once, so that it comes from memory as it does for a model that was used before; `--cold-file` leaves that
-out.
+A checkpoint of random weights, of the shape of a config.json, is written to disk first, with a tokenizer. It
+is read once, so that it comes from memory as it does for a model that was used before; `--cold-file` leaves
+that out.
 
     python benchmarks/start.py benchmarks/configs/llama-3.2-1b.json [--device cuda:0] [--json results.json]
 """
