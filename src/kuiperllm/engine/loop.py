@@ -55,10 +55,10 @@ class StepLoop:
 
     def _ahead(self, step: Step) -> Step | None:
         """The step after this one, if it can be queued before the tokens of this one are known."""
-        if self.runner.model.device.is_host or _choice(step) is None or not self.runner.follows(step):
+        if self.runner.model.device.is_host or _choice(step) is None:
             return None
         following = self.scheduler.schedule_ahead(step)
-        if following is not None and not self.runner.has_room(following, self.scheduler.pool.num_blocks):
+        if following is None or not self.runner.follows(following, self.scheduler.pool.num_blocks):
             return None
         return following
 

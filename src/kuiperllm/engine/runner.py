@@ -11,12 +11,11 @@ from kuiperllm.engine.decode_graph import Choice, DecodeState
 from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.prefill import Prefill
 from kuiperllm.engine.scheduler import Step
-from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
 
 _ROTARY_TOKENS = 512  # the table of rotary angles begins with this many positions
 _GPU_ROTARY_TOKENS = 8192  # capturing a step anew, as every growth demands, costs a GPU many steps
-_GPU_TABLE_TOKENS = 1024  # contexts that steps are captured for at first: long ones are split differently
+_GPU_TABLE_TOKENS = 512  # steps are captured for contexts of up to this many tokens, or 4, 16, ... times
 
 
 class Runner:
@@ -36,9 +35,8 @@ class Runner:
         self.cache = cache
         self.max_model_len = max_model_len
         self.vocab_size = vocab_size or model.config.vocab_size
-        self._states: dict[int, DecodeState] = {}
-        self._prefills: dict[int, Prefill] = {}
-        self._table_width = 0
+        self._states: dict[tuple[int, int], DecodeState] = {}  # by batch size and width of the block table
+        self._prefills: dict[tuple[int, int], Prefill] = {}  # by length and width
         self._is_prepared = False
         self.device_s = 0.0
         """Time that the host spent in captured steps, or waiting for them, so far."""
@@ -60,7 +58,7 @@ class Runner:
             self._replay(state.prepare(step.sequences, None))
             logits: Tensor | None = state.logits
         else:
-            logits = self._prefill(step.sequences[0], step.num_tokens)
+            logits = self._prefill(step)
         for sequence in step.sequences:
             sequence.num_computed += step.num_tokens
         return logits
@@ -96,20 +94,29 @@ class Runner:
 
         return wait
 
-    def follows(self, step: Step) -> bool:
-        """Whether the device can go on with the sequences of a step by itself."""
-        state = self._states.get(len(step.sequences))
-        return state is not None and state.follows(step.sequences)
+    def follows(self, step: Step, num_blocks: int) -> bool:
+        """Whether a decode step can be queued before the newest tokens of its sequences are known."""
+        state = self._states.get(self._key(step))
+        return state is not None and self._has_room(step, num_blocks) and state.follows(step.sequences)
 
-    def has_room(self, step: Step, num_blocks: int) -> bool:
-        """Whether cache and tables are large enough for a step."""
+    def _has_room(self, step: Step, num_blocks: int) -> bool:
+        """Whether the cache and the table of angles are large enough for a step."""
         tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
-        width = max(len(sequence.blocks) for sequence in step.sequences)
-        return (
-            num_blocks <= self.cache.num_blocks
-            and tokens <= self.model.rotary.num_positions
-            and width <= self._table_width
-        )
+        return num_blocks <= self.cache.num_blocks and tokens <= self.model.rotary.num_positions
+
+    def _key(self, step: Step) -> tuple[int, int]:
+        """How many sequences, and the width of their block table, which is one of a few.
+
+        How a context is split between the multiprocessors of a GPU follows from that width, so steps of short
+        contexts are captured apart from those of long ones.
+        """
+        needed = max(len(sequence.blocks) for sequence in step.sequences)
+        width, factor = 1, 2
+        if not self.model.device.is_host:
+            width, factor = max(1, _GPU_TABLE_TOKENS // self.cache.block_size), 4
+        while width < needed:
+            width *= factor
+        return len(step.sequences), width
 
     def _replay(self, graph: Graph) -> None:
         started = time.perf_counter()
@@ -117,46 +124,40 @@ class Runner:
         self.device_s += time.perf_counter() - started
 
     def _state(self, step: Step) -> DecodeState:
-        size = len(step.sequences)
-        if size not in self._states:
-            self._states[size] = DecodeState(self.model, self.cache, size, self._table_width, self.vocab_size)
-        return self._states[size]
+        key = self._key(step)
+        if key not in self._states:
+            self._states[key] = DecodeState(self.model, self.cache, *key, self.vocab_size)
+        return self._states[key]
 
     def _reserve(self, step: Step, num_blocks: int) -> None:
         """Make cache and tables large enough; what was captured on smaller ones is thrown away."""
-        if self.has_room(step, num_blocks):
+        if self._has_room(step, num_blocks):
             return
         tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
-        width = max(len(sequence.blocks) for sequence in step.sequences)
         positions = self.model.rotary.num_positions
         self._states.clear()  # first: captured steps keep the memory of what is to be replaced
         self._prefills.clear()
         self.cache.reserve(num_blocks)
-        is_host = self.model.device.is_host
         if tokens > positions:
-            least = _ROTARY_TOKENS if is_host else _GPU_ROTARY_TOKENS
+            least = _ROTARY_TOKENS if self.model.device.is_host else _GPU_ROTARY_TOKENS
             target = max(2 * positions, -(-tokens // least) * least)
             self.model.rotary.reserve(min(target, max(tokens, self.max_model_len)))
-        if width > self._table_width and is_host:
-            self._table_width = max(2 * self._table_width, width)
-        while width > self._table_width:
-            self._table_width = max(4 * self._table_width, -(-_GPU_TABLE_TOKENS // self.cache.block_size))
 
-    def _prefill(self, sequence: Sequence, num_tokens: int) -> Tensor | None:
+    def _prefill(self, step: Step) -> Tensor | None:
+        (sequence,), num_tokens = step.sequences, step.num_tokens
         length = None if self.model.device.is_host else Prefill.captured_length(num_tokens)
-        known = length is not None and length in self._prefills
-        if length is None or not known:
-            width = len(sequence.blocks) if length is None else self._table_width
+        width = self._key(step)[1]
+        prefill = self._prefills.get((length, width)) if length is not None else None
+        is_known = prefill is not None
+        if prefill is None:
             prefill = Prefill(self.model, self.cache, length or num_tokens, width)
-        else:
-            prefill = self._prefills[length]
         prefill.upload(sequence, num_tokens)
         is_end = sequence.num_computed + num_tokens == sequence.num_tokens
-        if known:
+        if is_known:
             logits = prefill.replay()
             return logits if is_end else None
         if length is not None:
-            self._prefills[length] = prefill  # if the length comes again, it is worth capturing
+            self._prefills[length, width] = prefill  # if the length comes again, it is worth capturing
         if not self._is_prepared:
             self.model.device.backend.prepare(lambda: prefill.logits(prefill.run()))
             self._is_prepared = True

@@ -24,8 +24,8 @@ DTYPES = ACTIVATIONS
 _ROPE_WRITE = Path(__file__).with_name("rope_write.cu")
 _MOST_FUSED = 8  # sequences: more are better served by matrix products
 _MOST_PARTS = 8  # that the product's prologue puts together; it reads all of them in every block
-_SHORT_CONTEXT = 2048  # of all sequences: up to here latency counts, and a block takes one query head
-_LONG_CONTEXT = 16_384  # from here on it pays to have more parts, and a kernel that puts them together
+_SHORT_CONTEXT = 512  # of all sequences: up to here latency counts, and a block takes one query head
+_LONG_CONTEXT = 8192  # from here on it pays to have more parts, and a kernel that puts them together
 
 
 def self_attention(
