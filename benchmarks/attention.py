@@ -36,7 +36,10 @@ SAMPLES = 7
 SECONDS_PER_SAMPLE = 0.02
 PREFILL_TOKENS = (512, 2048, 8192)
 CONTEXTS = (1024, 8192, 32_768)
-FUSED_CONTEXTS = (128, 512, 1024, 2048, 4096)
+FUSED_CONTEXTS = (128, 512, 1024, 4096, 8192, 32_768)
+WAYS = {False: (("heads", 4), ("heads", 8), ("tensor", 8)), True: (("tensor", 8), ("tensor", 16))}
+"""Kernels and numbers of parts, by whether the context is long."""
+
 DTYPE = DType.bfloat16
 
 
@@ -179,11 +182,10 @@ def decode(shape: Shape, tokens: int, device: Device, bandwidth: float) -> Resul
     return Result("decode", shape.model, tokens, seconds * 1e6, score)
 
 
-def fused(shape: Shape, tokens: int, kernel: str, device: Device, bandwidth: float) -> Result:
+def fused(shape: Shape, tokens: int, kernel: str, parts: int, device: Device, bandwidth: float) -> Result:
     """The first kernel of a decode step, by the way of that name."""
     layers = caches(shape, tokens, layers_for(kv_bytes(shape, tokens)), device)
     run = {"heads": cuda_decode.decode_scalar, "tensor": cuda_decode.decode_mma}[kernel]
-    parts = 4 if kernel == "heads" and shape.heads >= 32 else 8
     qkv = random((1, (shape.heads + 2 * shape.kv_heads) * shape.head_dim), device)
     partial = random((1, parts, shape.heads, shape.head_dim), device)
     stats = Tensor.empty((1, parts, shape.heads, 2), DType.float32, device)
@@ -198,7 +200,7 @@ def fused(shape: Shape, tokens: int, kernel: str, device: Device, bandwidth: flo
 
     seconds = seconds_per_replay(step, device) / len(layers)
     score = 100 * kv_bytes(shape, tokens) / seconds / bandwidth
-    return Result(f"fused, {kernel}", shape.model, tokens, seconds * 1e6, score)
+    return Result(f"fused, {kernel}, {parts} parts", shape.model, tokens, seconds * 1e6, score)
 
 
 def show(results: list[Result], title: str) -> None:
@@ -229,7 +231,7 @@ def main() -> None:
     results += [decode(shape, tokens, device, bandwidth) for shape in SHAPES for tokens in CONTEXTS]
     for shape in SHAPES:
         for tokens in FUSED_CONTEXTS:
-            results += [fused(shape, tokens, kernel, device, bandwidth) for kernel in ("heads", "tensor")]
+            results += [fused(shape, tokens, *way, device, bandwidth) for way in WAYS[tokens > 1024]]
     show(results, f"{chip(device).name}, reads {bandwidth / 1e9:.0f} GB/s")
     if options.json:
         facts = {"device": chip(device).name, "read_bytes_per_s": bandwidth, "portable": options.portable}

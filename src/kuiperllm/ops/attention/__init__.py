@@ -248,6 +248,7 @@ CASES = [
         _case("decode", [1], [77], 8, 2, 64, dtype=dtype),
         _case("decode-7-per-head", [1], [33], 14, 2, 64, dtype=dtype),
         _case("decode-long", [1], [700], 4, 4, 16, dtype=dtype),
+        _case("decode-longer", [1], [2500], 4, 1, 128, dtype=dtype),
         _case("decode-batch", [1, 1, 1], [1, 32, 65], 6, 2, 128, dtype=dtype),
         _case("prefill", [70], [70], 8, 2, 64, dtype=dtype),
         _case("prefill-chunk", [33], [100], 4, 1, 80, dtype=dtype),

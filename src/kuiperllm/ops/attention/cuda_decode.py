@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent
 _MOST_PARTS = 64
 _PART_TOKENS = 128  # a part is not worth a block below this
-_STAGED_BYTES = 104 << 10  # under way to a block: two blocks fit on a multiprocessor
+_STAGED_BYTES = 104 << 10  # under way to a block: two blocks, or one and a GEMV, fit on a multiprocessor
+_SHORT_TOKENS = 2048  # of capacity: beyond, a block has a multiprocessor, and all its memory, for itself
+_MOST_STAGES = 10
 _OTHER_SHARED_BYTES = 10 << 10  # static shared memory, and what the driver keeps
 _MAX_HEADS = 16  # rows of a tensor-core tile
 
@@ -74,8 +76,10 @@ def decode_mma(
     device = chip(q.device)
     warps = 4 if head_dim <= 128 else 2
     stage_bytes = warps * 2 * 16 * (-(-head_dim // 16) * 16 + 8) * q.itemsize
-    room = min(_STAGED_BYTES, device.max_shared_bytes - _OTHER_SHARED_BYTES)
-    stages = max(2, min(6, room // stage_bytes))
+    room = device.max_shared_bytes - _OTHER_SHARED_BYTES
+    if batch.block_table.shape[1] * cache.block_size <= _SHORT_TOKENS:
+        room = min(room, _STAGED_BYTES)
+    stages = max(2, min(_MOST_STAGES, room // stage_bytes))
     rows = min(group, _MAX_HEADS)
     kernel = _decode_mma(
         q.dtype, head_dim, cache.block_size, rows, warps, stages, newest is not None, _ahead(batch, newest)

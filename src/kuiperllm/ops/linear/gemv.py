@@ -74,7 +74,7 @@ def gemv_merge(partial: Tensor, stats: Tensor, weight: LinearWeight, residual: T
 
     Args:
         partial: [S, splits, H * d], of an activation type, contiguous: the result of each split, normalized
-            by the split's own sum. S is up to `MAX_GEMV_ROWS`, splits up to 8.
+            by the split's own sum. S is up to `MAX_GEMV_ROWS`, splits up to 16.
         stats: float32 [S, splits, H, 2], contiguous: the largest score as a power of 2, and the sum of
             2^(score - largest); (-1e30, 0) for an empty split, whose result may be anything.
         weight: [D, H * d], the output projection.

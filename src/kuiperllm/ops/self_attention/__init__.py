@@ -242,6 +242,8 @@ CASES = [
     _case("decode-7-per-head", [1], [31], 14, 2, 64, hidden=56),
     _case("decode-odd-head", [1], [40], 3, 3, 20, hidden=50),
     _case("decode-long", [1], [700], 4, 2, 64, block_size=16),
+    _case("decode-longer", [1], [2600], 4, 2, 64, captured=True),
+    _case("decode-longer-wide", [1], [2300], 4, 1, 128),
     _case("decode-batch", [1, 1, 1], [0, 31, 64], 6, 2, 64),
     _case("decode-batch-captured", [1, 1, 1, 1], [5, 32, 200, 63], 4, 1, 64, captured=True),
     _case("decode-wide-batch", [1] * 11, list(range(1, 111, 10)), 4, 2, 64),

@@ -23,9 +23,11 @@ DTYPES = ACTIVATIONS
 
 _ROPE_WRITE = Path(__file__).with_name("rope_write.cu")
 _MOST_FUSED = 8  # sequences: more are better served by matrix products
-_MOST_PARTS = 8  # that the product's prologue puts together; it reads all of them in every block
+_MOST_PARTS = 16  # that the product's prologue puts together; it reads all of them in every block
+_FEW_PARTS = 8  # that suffice up to `_MIDDLE_CONTEXT`
+_MIDDLE_CONTEXT = 2048
 _SHORT_CONTEXT = 512  # of all sequences: up to here latency counts, and a block takes one query head
-_LONG_CONTEXT = 8192  # from here on it pays to have more parts, and a kernel that puts them together
+_LONG_CONTEXT = 16_384  # from here on it pays to have more parts, and a kernel that puts them together
 
 
 def self_attention(
@@ -78,7 +80,7 @@ def _decode(
     if use_tensor_cores:
         parts = parts_for(multiprocessors, sequences * cache.num_kv_heads, capacity)
         if capacity < _LONG_CONTEXT:
-            parts = min(parts, _MOST_PARTS)
+            parts = min(parts, _FEW_PARTS if capacity <= _MIDDLE_CONTEXT else _MOST_PARTS)
     else:
         parts = min(-(-multiprocessors * 9 // 10 // (sequences * heads)), max(1, capacity // 32))
     parts = _power_of_two(parts) if parts <= _MOST_PARTS else parts
