@@ -42,9 +42,10 @@ def measure(config: Path, device: str) -> list[dict[str, Any]]:
         )
         r = rows[-1]
         cost, least = r["us_more_than_at_128"], r["us_of_keys_and_values_at_full_bandwidth"]
+        share = r["percent_of_bandwidth_in_all"]
         print(
             f"{r['model']:14} context {context:6}: {ms:.4f} ms a token, {cost:.0f} us more than at 128; "
-            f"keys and values alone {least:.0f} us; {r['percent_of_bandwidth_in_all']:.0f} % of the bandwidth",
+            f"keys and values alone {least:.0f} us; {share:.0f} % of the bandwidth",
             flush=True,
         )
     return rows
