@@ -47,6 +47,8 @@ class Case:
     """Whether `reference` takes a keyword `device`, because devices round differently."""
     benchmark: bool = False
     """Whether this is a shape worth timing."""
+    operations: int = 0
+    """The multiplications and additions of its matrix products, if it has any."""
 
     @property
     def id(self) -> str:

@@ -213,7 +213,10 @@ def _case(
     head_dim: int,
     block_size: int = 32,
     dtype: str = "float32",
+    benchmark: bool = False,
 ) -> Case:
+    pairs = sum(m * n - m * (m - 1) // 2 for m, n in zip(query_lens, seq_lens, strict=True))
+
     def make(rng: np.random.Generator) -> dict[str, Any]:
         tokens, keys = sum(query_lens), sum(seq_lens)
         qkv = rng.standard_normal((tokens, heads + 3, head_dim), np.float32)
@@ -237,6 +240,8 @@ def _case(
         atol=2e-5,
         activations=("q", "k", "v"),
         prepare=_prepare,
+        benchmark=benchmark,
+        operations=4 * heads * head_dim * pairs,
     )
 
 
@@ -269,4 +274,6 @@ CASES = [
     _case("decode-head-256", [1], [300], 4, 1, 256, dtype="float16"),
     _case("decode-20-per-head", [1, 1], [17, 150], 20, 1, 32, dtype="bfloat16"),
     _case("decode-block-48", [1], [100], 4, 2, 64, block_size=48, dtype="bfloat16"),
+    _case("decode-2048", [1], [2048], 32, 8, 64, dtype="bfloat16", benchmark=True),
+    _case("prefill-512", [512], [512], 32, 8, 64, dtype="bfloat16", benchmark=True),
 ]

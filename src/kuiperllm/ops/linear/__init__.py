@@ -138,6 +138,7 @@ def _inputs(
 
 def _case(name: str, *shape: Any, benchmark: bool = False, **options: Any) -> Case:
     make = _inputs(*shape, **options)
+    tokens, n, k, _ = shape
     return Case(
         name,
         linear,
@@ -150,6 +151,7 @@ def _case(name: str, *shape: Any, benchmark: bool = False, **options: Any) -> Ca
         prepare=_prepare,
         device_reference=True,
         benchmark=benchmark,
+        operations=2 * tokens * n * k,
     )
 
 
@@ -209,5 +211,10 @@ CASES = [
             (130, 130, 384, 128, True),
             (11, 50, 48, 16, False),
         )
+    ),
+    *(
+        _case(f"{'q8' if group else format}-{name}", tokens, n, 2048, format, group=group, benchmark=True)
+        for format, group in (("bfloat16", 0), ("float16", 64))
+        for name, tokens, n in (("decode", 1, 8192), ("prefill", 128, 2048))
     ),
 ]
