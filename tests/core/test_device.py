@@ -98,7 +98,7 @@ class FarBackend(Backend):
     def synchronize(self) -> None:
         self.waits += 1
 
-    def capture(self) -> AbstractContextManager[Graph]:
+    def capture(self, beside: Graph | None = None) -> AbstractContextManager[Graph]:
         raise DeviceError("nothing to capture")
 
     def record(self) -> Event:

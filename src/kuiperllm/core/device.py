@@ -131,7 +131,7 @@ class Backend(ABC):
         raise DeviceError(f"the {self.name} back end cannot measure its memory")
 
     @abstractmethod
-    def capture(self) -> AbstractContextManager[Graph]:
+    def capture(self, beside: Graph | None = None) -> AbstractContextManager[Graph]:
         """Record the work queued inside the `with` block; see `Device.capture`."""
 
     @property
@@ -217,12 +217,16 @@ class Device:
         """Wait until all work queued on the device is done."""
         self.backend.synchronize()
 
-    def capture(self) -> AbstractContextManager[Graph]:
+    def capture(self, beside: Graph | None = None) -> AbstractContextManager[Graph]:
         """Record the operators called inside the `with` block into a graph that can be replayed.
 
         The graph works on the memory that the block used: change inputs in place, then `replay()`.
+
+        Args:
+            beside: another graph of this device, whose memory for intermediate results serves this one as
+                well. Each of the two may then be replayed once the other is done, and overwrites them.
         """
-        return self.backend.capture()
+        return self.backend.capture(beside)
 
     def __str__(self) -> str:
         return self._name

@@ -52,7 +52,8 @@ class Prefill:
             max_query_len=length,
             last_tokens=self._last.tensor,
         )
-        self._graph: tuple[Graph, Tensor] | None = None
+        self.captured: tuple[Graph, Tensor] | None = None
+        """The pass as a graph, and where that leaves the logits."""
 
     @staticmethod
     def captured_length(num_tokens: int) -> int | None:
@@ -85,12 +86,8 @@ class Prefill:
         """The logits after the last token, float32 [1, V]."""
         return self._model.logits(residual, self._batch)
 
-    def replay(self) -> Tensor:
-        """Both, captured the first time."""
-        if self._graph is None:
-            with self._model.device.capture() as graph:
-                logits = self.logits(self.run())
-            self._graph = graph, logits
-        graph, logits = self._graph
-        graph.replay()
-        return logits
+    def capture(self, beside: Graph | None) -> None:
+        """Record both. `beside`: the graph of another length, whose memory serves this one as well."""
+        with self._model.device.capture(beside) as graph:
+            logits = self.logits(self.run())
+        self.captured = graph, logits

@@ -37,6 +37,7 @@ class Runner:
         self.vocab_size = vocab_size or model.config.vocab_size
         self._states: dict[tuple[int, int], DecodeState] = {}  # by batch size and width of the block table
         self._prefills: dict[tuple[int, int], Prefill] = {}  # by length and width
+        self._prefill_graph: Graph | None = None  # any of them: they all share their memory
         self._is_prepared = False
         self.device_s = 0.0
         """Time that the host spent in captured steps, or waiting for them, so far."""
@@ -137,6 +138,7 @@ class Runner:
         positions = self.model.rotary.num_positions
         self._states.clear()  # first: captured steps keep the memory of what is to be replaced
         self._prefills.clear()
+        self._prefill_graph = None
         self.cache.reserve(num_blocks)
         if tokens > positions:
             least = _ROTARY_TOKENS if self.model.device.is_host else _GPU_ROTARY_TOKENS
@@ -154,7 +156,11 @@ class Runner:
         prefill.upload(sequence, num_tokens)
         is_end = sequence.num_computed + num_tokens == sequence.num_tokens
         if is_known:
-            logits = prefill.replay()
+            if prefill.captured is None:
+                prefill.capture(self._prefill_graph)
+            assert prefill.captured is not None
+            self._prefill_graph, logits = prefill.captured
+            self._prefill_graph.replay()
             return logits if is_end else None
         if length is not None:
             self._prefills[length, width] = prefill  # if the length comes again, it is worth capturing

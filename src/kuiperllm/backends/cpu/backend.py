@@ -85,11 +85,12 @@ class CpuBackend(Backend):
 
         set_num_threads(num_threads)
 
-    def capture(self) -> AbstractContextManager[Graph]:
-        """Record the kernels called inside the `with` block."""
-        from kuiperllm.backends.cpu.team import capture
+    def capture(self, beside: Graph | None = None) -> AbstractContextManager[Graph]:
+        """Record the kernels called inside the `with` block; see `Device.capture`."""
+        from kuiperllm.backends.cpu.team import CpuGraph, capture
 
-        return capture()
+        assert beside is None or isinstance(beside, CpuGraph)
+        return capture(beside)
 
     @property
     def properties(self) -> Mapping[str, object]:

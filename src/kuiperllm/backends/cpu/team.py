@@ -42,7 +42,8 @@ class CpuGraph(Graph):
     """Captured launches and everything they read and write, kept alive for as long as the graph."""
 
     def __init__(self, pool: PrivatePool) -> None:
-        self._pool = pool
+        self.pool = pool
+        """Where the memory of its intermediate results comes from."""
         self._launches: list[tuple[int, bytes, int, int]] = []
         self._keep: dict[int, Buffer] = {}
         self._program: _Program | None = None
@@ -51,7 +52,7 @@ class CpuGraph(Graph):
         """Add a launch."""
         self._launches.append((kernel.address, kernel.pack(*_raw(arguments)), items, grain))
         for argument in arguments:
-            if isinstance(argument, Tensor) and not self._pool.owns(argument.buffer):
+            if isinstance(argument, Tensor) and not self.pool.owns(argument.buffer):
                 self._keep[id(argument.buffer)] = argument.buffer
 
     def replay(self) -> None:
@@ -219,18 +220,21 @@ def launch(kernel: Kernel, *arguments: Argument, items: int, grain: int = 1) -> 
 
 
 @contextmanager
-def capture() -> Iterator[CpuGraph]:
+def capture(beside: CpuGraph | None = None) -> Iterator[CpuGraph]:
     """Record the launches of this thread into a graph instead of running them.
 
     What is allocated meanwhile comes from a pool that belongs to the graph: memory that an operator gives up
     serves the next one, and nothing else.
+
+    Args:
+        beside: a graph whose pool this one uses as well; see `Device.capture`.
 
     Raises:
         DeviceError: a capture is already under way.
     """
     if _capture.graph is not None:
         raise DeviceError("a graph is already being captured; finish it first")
-    with Device("cpu").allocator.private_pool() as pool:
+    with Device("cpu").allocator.private_pool(None if beside is None else beside.pool) as pool:
         _capture.graph = graph = CpuGraph(pool)
         try:
             yield graph

@@ -241,11 +241,14 @@ class CudaBackend(Backend):
             load(kernel, self.device)
 
     @contextmanager
-    def capture(self) -> Iterator[Graph]:
+    def capture(self, beside: Graph | None = None) -> Iterator[Graph]:
         """Record what this thread queues inside the `with` block.
 
         What is allocated meanwhile comes from a pool that belongs to the graph: memory that an operator gives
         up serves the next one, and nothing else.
+
+        Args:
+            beside: a graph whose pool this one uses as well; see `Device.capture`.
 
         Raises:
             DeviceError: a capture is already under way in this thread, or something was queued that cannot
@@ -256,7 +259,8 @@ class CudaBackend(Backend):
             return
         self.activate()
         stream = self._recording_streams.pop() if self._recording_streams else self.driver.create_stream()
-        with self.device.allocator.private_pool() as pool:
+        shared = beside.pool if isinstance(beside, CudaGraph) else None
+        with self.device.allocator.private_pool(shared) as pool:
             graph = CudaGraph(self, pool, stream)
             with self._as_mode(graph):
                 self.driver.begin_capture(stream)

@@ -25,14 +25,15 @@ class CudaGraph(Graph):
         self.stream = stream
         """The queue that is recorded."""
         self._backend = backend
-        self._pool = pool
+        self.pool = pool
+        """Where the memory of its intermediate results comes from."""
         self._keep: dict[int, Buffer] = {}
         self._handle = 0
 
     def keep(self, arguments: tuple[object, ...]) -> None:
         """Hold on to the memory of a kernel's tensors. What the graph's own pool gave is safe anyway."""
         for argument in arguments:
-            if isinstance(argument, Tensor) and not self._pool.owns(argument.buffer):
+            if isinstance(argument, Tensor) and not self.pool.owns(argument.buffer):
                 self._keep[id(argument.buffer)] = argument.buffer
 
     def finish(self, handle: int) -> None:
