@@ -1,4 +1,4 @@
-"""Prompts that a GPU replays from graphs: the same logits as run operator by operator, in any order of lengths."""
+"""Prompts that a GPU replays from graphs give what a CPU gives, in any order of lengths."""
 
 from __future__ import annotations
 
