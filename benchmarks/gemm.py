@@ -172,7 +172,7 @@ class Operands:
     def __init__(self, device: Device, noise: Tensor, m: int, n: int, k: int) -> None:
         self.device, self.m, self.n, self.k = device, m, n, k
         count = min(40, max(2, math.ceil(ROTATED_BYTES / (n * k * 2))))
-        self.weights = [LinearWeight.empty("bfloat16", n, k, device=device) for _ in range(count)]
+        self.weights = [LinearWeight.empty(DType.bfloat16, n, k, device=device) for _ in range(count)]
         self.xs = [
             Tensor.empty((m, k), BF16, device) for _ in range(count if m * (n + k) * count < 2 << 30 else 2)
         ]

@@ -29,14 +29,15 @@ from rich.table import Table
 from kuiperllm.backends.cuda.backend import CudaBackend
 from kuiperllm.backends.cuda.launch import chip, compile_all
 from kuiperllm.core import Device, DType, Tensor
-from kuiperllm.ops.linear import LinearWeight
+from kuiperllm.ops.linear import LinearWeight, WeightFormat
 from kuiperllm.ops.linear.cuda_weights import packed_sizes
 from kuiperllm.ops.linear.gemv import run
 from kuiperllm.ops.linear.gemv_plan import Method, Plan, Problem, make_plan, plan
+from kuiperllm.quant import q8
 
 SAMPLES = 7
 MS_PER_SAMPLE = 4.0
-GROUP = 32
+FORMATS: dict[str, WeightFormat] = {"bfloat16": DType.bfloat16, "q8": q8(32)}
 IN_STEPS = 4
 RANDOM_BYTES = 16 << 20
 
@@ -136,9 +137,9 @@ class Bench:
         epilogue: str, layers: int,
     ) -> Product:  # fmt: skip
         activation, merges = DType.bfloat16, prologue == "MERGE"
-        n, group = outputs * (2 if epilogue == "SWIGLU" else 1), GROUP if format == "q8" else 0
+        n, kept_as = outputs * (2 if epilogue == "SWIGLU" else 1), FORMATS[format]
         problem = Problem(
-            rows, outputs, k, format, group, DType.float16, activation,
+            rows, outputs, k, kept_as, activation,
             DType.float32 if name == "logits" else activation, model.bias and name == "qkv",
             prologue, epilogue, model.splits if merges else 1, model.head_dim if merges else 0,
         )  # fmt: skip
@@ -146,7 +147,7 @@ class Bench:
         return Product(
             name,
             problem,
-            [self._weight(format, n, k, group, problem.bias) for _ in range(layers)],
+            [self._weight(kept_as, n, k, problem.bias) for _ in range(layers)],
             self.filled(shape, activation),
             Tensor.zeros((rows, outputs), problem.out, self.device),
             Tensor.full((rows, model.splits, model.heads, 2), 1.0, DType.float32, self.device)
@@ -155,14 +156,13 @@ class Bench:
             Tensor.full((k,), 1.0, DType.float32, self.device) if prologue == "NORM" else None,
         )
 
-    def _weight(self, format: str, n: int, k: int, group: int, bias: bool) -> LinearWeight:
-        sizes = packed_sizes(format, n, k, group)
+    def _weight(self, kept_as: WeightFormat, n: int, k: int, bias: bool) -> LinearWeight:
+        sizes = packed_sizes(kept_as, n, k)
         return LinearWeight(
-            format, n, k,
-            self.filled((sizes[0],), DType.uint8),
-            Tensor.full((sizes[1],), 1e-3, DType.float16, self.device) if group else None,
-            group,
-            Tensor.zeros((sizes[2],), DType.float32, self.device) if bias else None,
+            kept_as, n, k,
+            self.filled((sizes.data,), DType.uint8),
+            Tensor.full((sizes.scales,), 1e-3, DType.float16, self.device) if sizes.scales else None,
+            bias=Tensor.zeros((sizes.bias,), DType.float32, self.device) if bias else None,
         )  # fmt: skip
 
     def filled(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
@@ -202,7 +202,7 @@ class Bench:
         us = self.ms(work) * 1000 / layers
         rate = product.nbytes / us * 1e6
         return Result(
-            name, product.problem.format, product.problem.rows, product.name, how.method, how.chunks,
+            name, str(product.problem.format), product.problem.rows, product.name, how.method, how.chunks,
             how.stages, us, rate / 1e9, 100 * rate / self.bandwidth,
         )  # fmt: skip
 
@@ -220,8 +220,9 @@ class Bench:
         rate = sum(p.nbytes * len(p.weights) for p in products) / us * 1e6
         problem = products[0].problem
         return Result(
-            name, problem.format, problem.rows, "step", "", 0, 0, us, rate / 1e9, 100 * rate / self.bandwidth
-        )
+            name, str(problem.format), problem.rows, "step", "", 0, 0, us, rate / 1e9,
+            100 * rate / self.bandwidth,
+        )  # fmt: skip
 
     def compile(self, plans: Sequence[Plan]) -> None:
         """All kernels at once."""

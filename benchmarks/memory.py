@@ -33,7 +33,7 @@ loaded = peak_memory_bytes()
 bench.prefill(512)
 bench.decode(512, 16)
 print(json.dumps({
-    "weights": sys.argv[2], "format": bench.decoder.lm_head.weight.format, "load_s": bench.load_s,
+    "weights": sys.argv[2], "format": str(bench.decoder.lm_head.weight.format), "load_s": bench.load_s,
     "weight_bytes": bench.decoder.weight_bytes, "kv_cache_bytes": bench.cache.nbytes,
     "before_bytes": started, "peak_loading_bytes": loaded, "peak_bytes": peak_memory_bytes(),
     "chip": bench.decoder.device.backend.properties["name"], "versions": versions(bench.decoder.device),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kuiperllm.checkpoint import Weight, open_checkpoint
 from kuiperllm.errors import KuiperError
-from kuiperllm.quant import Q8Tensor
+from kuiperllm.quant import QuantTensor
 
 SMALL = CONFIG | {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1}
 FUZZ = settings(
@@ -99,7 +99,7 @@ def check(path) -> None:
 
 def check_weight(weight: Weight, shape: tuple[int, ...]) -> None:
     assert weight.shape == shape
-    for array in (weight.values, weight.scales) if isinstance(weight, Q8Tensor) else (weight,):
+    for array in weight.arrays if isinstance(weight, QuantTensor) else (weight,):
         assert array.flags.aligned
         assert not array.flags.writeable
         if array.size:  # touch the first and the last byte

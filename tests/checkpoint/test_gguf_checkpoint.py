@@ -11,7 +11,7 @@ from gguf.quants import dequantize, quantize
 from kuiperllm.checkpoint import open_checkpoint
 from kuiperllm.checkpoint.gguf_file import GgufFile
 from kuiperllm.checkpoint.rotary import half_split_order
-from kuiperllm.quant import Q8Tensor
+from kuiperllm.quant import QuantTensor
 
 
 def test_half_split_order_of_one_small_head():
@@ -45,13 +45,13 @@ def test_other_types_equal_the_gguf_package_bit_for_bit(tmp_path, matrices, arch
         # Quantization is by rows, so the truth does not depend on the order of rows.
         expected = dequantize(quantize(tensor, kind), kind) if tensor.ndim == 2 else tensor
         if matrices == "Q8_0" and tensor.ndim == 2:
-            assert isinstance(loaded, Q8Tensor)
+            assert isinstance(loaded, QuantTensor)
             assert (loaded.group_size, loaded.shape, loaded.nbytes) == (
                 32,
                 tensor.shape,
                 checkpoint.tensors[name].nbytes,
             )
-            assert checkpoint.tensors[name].dtype == "q8"
+            assert checkpoint.tensors[name].dtype == "Q8_0"
             loaded = loaded.dequantize()
         assert loaded.astype(np.float32).tobytes() == expected.astype(np.float32).tobytes(), name
 

@@ -15,10 +15,10 @@ from kuiperllm.checkpoint.base import Checkpoint, TensorInfo, Weight
 from kuiperllm.config import ModelConfig
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.errors import CheckpointError, UnsupportedError
-from kuiperllm.layers import ShapeChecker, WeightLoader
+from kuiperllm.layers import Linear, RMSNorm, ShapeChecker, WeightLoader
 from kuiperllm.ops.embedding import embedding
-from kuiperllm.ops.linear import LinearWeight
-from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+from kuiperllm.ops.linear import LinearWeight, WeightFormat
+from kuiperllm.quant import QuantTensor, int8_tensor, q8, quantize_q8
 from tiny_models import BASE
 
 CPU = Device("cpu")
@@ -33,7 +33,11 @@ class InMemory(Checkpoint):
     def __init__(self, weights: Mapping[str, Weight]) -> None:
         infos = {
             name: TensorInfo(
-                name, "q8" if isinstance(w, Q8Tensor) else w.dtype.name, tuple(w.shape), int(w.nbytes)
+                name,
+                w.scheme.name if isinstance(w, QuantTensor) else w.dtype.name,
+                tuple(w.shape),
+                int(w.nbytes),
+                w.scheme if isinstance(w, QuantTensor) else None,
             )
             for name, w in weights.items()
         }
@@ -64,11 +68,12 @@ def load(parts: dict[str, Weight], *, bias: bool = False, **options: Any) -> Lin
     loader = WeightLoader(InMemory(parts), CPU, **options)
     names = [name.removesuffix(".weight") for name in parts if name.endswith(".weight")]
     sizes = [parts[f"{name}.weight"].shape[0] for name in names]
-    return loader.matrix(names, sizes, parts[f"{names[0]}.weight"].shape[1], bias=bias)
+    (weight,) = loader.matrices(names, sizes, parts[f"{names[0]}.weight"].shape[1], bias=bias)
+    return weight
 
 
-def assert_holds(weight: LinearWeight, expected: Q8Tensor) -> None:
-    assert (weight.format, weight.group_size) == ("q8", expected.group_size)
+def assert_holds(weight: LinearWeight, expected: QuantTensor) -> None:
+    assert weight.format == expected.scheme
     np.testing.assert_array_equal(values(weight), expected.dequantize())
 
 
@@ -92,11 +97,11 @@ def test_columns_that_no_group_divides_stay_floats_and_that_is_said_once(
     parts: dict[str, Weight] = {f"{name}.weight": floats(20, 40, np.float16) for name in "ab"}
     loader = WeightLoader(InMemory(parts), CPU, quant="q8")
     with caplog.at_level(logging.WARNING, "kuiperllm"):
-        weights = [loader.matrix([name], [20], 40) for name in "ab"]
-    assert [weight.format for weight in weights] == ["float16", "float16"]
+        weights = [loader.matrix(name, 20, 40) for name in "ab"]
+    assert [weight.format for weight in weights] == [DType.float16, DType.float16]
     np.testing.assert_array_equal(values(weights[1]), parts["b.weight"].astype(np.float32))
     assert [record.message for record in caplog.records] == [
-        "rows of 40 weights cannot be cut into int8 groups of 32; not quantized"
+        "rows of 40 weights cannot be cut into groups of 32; not quantized"
     ]
 
 
@@ -124,10 +129,11 @@ def test_stored_groups_are_kept_as_they_are(sizes: tuple[int, ...], scales: Any)
     stored = {}
     for name, size in zip("ab", sizes, strict=True):
         made = quantize_q8(floats(size, 96), 32)
-        stored[f"{name}.weight"] = Q8Tensor(made.values, (made.scales * np.float32(1.01)).astype(scales))
+        changed = (made.scales * np.float32(1.01)).astype(scales)
+        stored[f"{name}.weight"] = int8_tensor(made.codes.data.view(np.int8), changed)
     for options in ({}, {"quant": "q8", "group_size": 64}, {"dtype": DType.bfloat16}):
         weight = load(dict(stored), **options)
-        assert (weight.format, weight.group_size) == ("q8", 32)
+        assert weight.format == q8(32, DType.of(np.dtype(scales)))
         assert weight.scales is not None
         assert weight.scales.dtype is DType.of(np.dtype(scales))
         np.testing.assert_array_equal(
@@ -136,17 +142,36 @@ def test_stored_groups_are_kept_as_they_are(sizes: tuple[int, ...], scales: Any)
 
 
 @pytest.mark.parametrize("sizes", [(32, 16), (24, 8)])
-@pytest.mark.parametrize(("options", "format"), [({}, "float32"), ({"quant": "q8"}, "q8")])
+@pytest.mark.parametrize(("options", "format"), [({}, DType.float32), ({"quant": "q8"}, q8(64))])
 def test_parts_of_which_only_some_are_quantized(
-    sizes: tuple[int, ...], options: dict[str, Any], format: str
+    sizes: tuple[int, ...], options: dict[str, Any], format: WeightFormat
 ) -> None:
+    """Each is kept as it is: two matrices; neighbours of one format are one."""
     stored, matrix = quantize_q8(floats(sizes[0], 64), 32), floats(sizes[1], 64)
-    weight = load({"a.weight": stored, "b.weight": matrix}, **options)
-    assert weight.format == format
-    expected = np.concatenate([stored.dequantize(), matrix])
-    if format == "q8":
-        expected = quantize_q8(expected, 64).dequantize()
-    np.testing.assert_array_equal(values(weight), expected)
+    parts = {"a.weight": stored, "b.weight": matrix, "c.weight": matrix}
+    loader = WeightLoader(InMemory(parts), CPU, **options)
+    weights = loader.matrices(list("abc"), [*sizes, sizes[1]], 64)
+    assert [weight.format for weight in weights] == [q8(32), format]
+    np.testing.assert_array_equal(values(weights[0]), stored.dequantize())
+    expected = quantize_q8(matrix, 64).dequantize() if options else matrix
+    np.testing.assert_array_equal(values(weights[1]), np.concatenate([expected, expected]))
+
+
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_projections_of_several_formats_give_what_each_gives(tokens: int) -> None:
+    stored, matrix = quantize_q8(floats(24, 64), 32), floats(40, 64)
+    parts = {"a.weight": stored, "b.weight": matrix, "n.weight": 1 + floats(1, 64)[0] / 8}
+    parts |= {"a.bias": floats(1, 24)[0], "b.bias": floats(1, 40)[0]}
+    loader = WeightLoader(InMemory(parts), CPU)
+    norm = RMSNorm(loader, "n", 64, 1e-5)
+    both = Linear.load(loader, ["a", "b"], [24, 40], 64, bias=True)
+    alone = [Linear.load(loader, [name], [size], 64, bias=True) for name, size in (("a", 24), ("b", 40))]
+    x = Tensor.from_numpy(floats(tokens, 64))
+    expected = np.concatenate([linear.of_norm(x, norm).numpy() for linear in alone], axis=1)
+    np.testing.assert_array_equal(both.of_norm(x, norm).numpy(), expected)
+    gate, up = expected[:, :32].astype(np.float64), expected[:, 32:]
+    gated = both.swiglu_of_norm(x, norm).numpy()
+    np.testing.assert_allclose(gated, gate / (1 + np.exp(-gate)) * up, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("stored", [np.float32, np.float16, ml_dtypes.bfloat16])
@@ -154,10 +179,10 @@ def test_parts_of_which_only_some_are_quantized(
 def test_conversion(stored: Any, wanted: str) -> None:
     matrix = floats(33, 50, stored)
     weight = load({"a.weight": matrix}, dtype=DType(wanted))
-    assert weight.format == wanted
+    assert weight.format is DType(wanted)
     expected = matrix.astype(DType(wanted).numpy).astype(np.float32)
     np.testing.assert_array_equal(values(weight), expected)
-    assert load({"a.weight": matrix}).format == matrix.dtype.name
+    assert load({"a.weight": matrix}).format is DType.of(matrix.dtype)
 
 
 def test_large_matrices_are_packed_piece_by_piece() -> None:
@@ -173,7 +198,7 @@ def test_vectors_are_float32_and_tensors_are_released_with_progress() -> None:
     loader = WeightLoader(checkpoint, CPU, progress=lambda done, total: told.append((done, total)))
     vector = loader.vector("n.weight", 40)
     np.testing.assert_array_equal(vector.numpy(), norm.astype(np.float32))
-    loader.matrix(["a"], [16], 40, bias=True)
+    loader.matrix("a", 16, 40, bias=True)
     assert checkpoint.released == ["n.weight", "a.weight", "a.bias"]
     total = 80 + 16 * 40 * 4 + 64
     assert told == [(80, total), (80 + 16 * 40 * 4, total), (total, total)]
@@ -190,11 +215,11 @@ def test_missing_tensors_and_wrong_shapes(kind: type[WeightLoader]) -> None:
     )
     loader = kind(checkpoint, CPU)
     with pytest.raises(CheckpointError, match=r"no tensor 'b.weight' among its 3 tensors"):
-        loader.matrix(["a", "b"], [16, 16], 40)
+        loader.matrices(["a", "b"], [16, 16], 40)
     with pytest.raises(CheckpointError, match=r"a.weight has the shape \[16, 40\].* asks for \[16, 48\]"):
-        loader.matrix(["a"], [16], 48)
+        loader.matrix("a", 16, 48)
     with pytest.raises(CheckpointError, match=r"a.bias has the shape \[8\].* asks for \[16\]"):
-        loader.matrix(["a"], [16], 40, bias=True)
+        loader.matrix("a", 16, 40, bias=True)
     with pytest.raises(CheckpointError, match=r"n.weight has the shape \[8\].* asks for \[9\]"):
         loader.vector("n.weight", 9)
     with pytest.raises(CheckpointError, match=r"no tensor 'm\.weight'"):

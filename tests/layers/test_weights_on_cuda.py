@@ -40,13 +40,16 @@ def test_the_same_as_on_the_cpu(
     if second == "q8":  # int8 groups of another size, beside floating point
         parts["k.weight"] = quantize_q8(floats(sizes[1], 96), 48)
     made = [
-        WeightLoader(InMemory(parts), device, **options).matrix(list("qkv"), list(sizes), 96, bias=True)
+        WeightLoader(InMemory(parts), device, **options).matrices(list("qkv"), list(sizes), 96, bias=True)
         for device in (Device("cpu"), cuda)
     ]
-    assert made[0].format == made[1].format
-    np.testing.assert_array_equal(values(made[1]), values(made[0]))
-    here, there = (weight.bias.numpy()[: sum(sizes)] for weight in made if weight.bias is not None)
-    np.testing.assert_array_equal(there, here)
+    for here, there in zip(*made, strict=True):
+        assert here.format == there.format
+        np.testing.assert_array_equal(values(there), values(here))
+        assert here.bias is not None
+        assert there.bias is not None
+        n = here.out_features
+        np.testing.assert_array_equal(there.bias.numpy()[:n], here.bias.numpy()[:n])
 
 
 def test_what_cannot_be_quantized_is_named(cuda: Device) -> None:
@@ -56,4 +59,4 @@ def test_what_cannot_be_quantized_is_named(cuda: Device) -> None:
     parts["k.weight"] = damaged
     loader = WeightLoader(InMemory(parts), cuda, quant="q8")
     with pytest.raises(CheckpointError, match=r"^memory: weights of k: a weight is NaN or infinite"):
-        loader.matrix(list("qkv"), [32, 32, 32], 64)
+        loader.matrices(list("qkv"), [32, 32, 32], 64)

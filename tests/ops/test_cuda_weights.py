@@ -11,7 +11,7 @@ import pytest
 from kuiperllm.core import Device, DType
 from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.ops.linear import LinearWeight, cuda_weights
-from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+from kuiperllm.quant import QuantTensor, Scheme, int8_tensor, q8, quantize_q8
 
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
 rng = np.random.default_rng(5)
@@ -23,13 +23,13 @@ def normal(rows: int, columns: int, dtype: Any = np.float32) -> np.ndarray[Any, 
 
 def packed(weight: LinearWeight) -> np.ndarray[Any, Any]:
     """The rows as they lie in memory, padding included."""
-    kind = np.dtype(np.int8) if weight.format == "q8" else DType(weight.format).numpy
+    kind = np.dtype(np.int8) if isinstance(weight.format, Scheme) else weight.format.numpy
     return weight.data.numpy().reshape(weight.out_features, -1).view(kind)
 
 
-def assert_holds(weight: LinearWeight, expected: Q8Tensor) -> None:
+def assert_holds(weight: LinearWeight, expected: QuantTensor) -> None:
     assert weight.scales is not None
-    np.testing.assert_array_equal(packed(weight), expected.values)
+    np.testing.assert_array_equal(packed(weight), expected.codes.data.view(np.int8))
     found = weight.scales.numpy()[: expected.scales.size]  # one is added to an odd number
     assert found.dtype == expected.scales.dtype
     np.testing.assert_array_equal(found.reshape(expected.scales.shape), expected.scales)
@@ -42,7 +42,7 @@ def test_floats_are_converted_and_rows_padded_with_zeros(
     stored: Any, format: str, columns: int, cuda: Device
 ) -> None:
     rows = normal(19, columns, stored)
-    weight = LinearWeight.empty(format, 19, columns, device=cuda)
+    weight = LinearWeight.empty(DType(format), 19, columns, device=cuda)
     weight.data.buffer.fill(0xFF)
     weight.write_rows(0, rows)
     found = packed(weight)
@@ -53,14 +53,14 @@ def test_floats_are_converted_and_rows_padded_with_zeros(
 
 
 @pytest.mark.parametrize("stored", FLOATS)
-@pytest.mark.parametrize(("columns", "group"), [(128, 32), (128, 64), (256, 128), (60, 20)])
+@pytest.mark.parametrize(("columns", "group"), [(128, 32), (128, 64), (256, 128), (48, 16)])
 def test_floats_are_rounded_as_quantize_q8_does(stored: Any, columns: int, group: int, cuda: Device) -> None:
     rows = normal(37, columns, stored)
     rows[3] = 0
     rows[4] *= stored(2.0**-15)  # scales among the subnormal numbers of float16
     rows[5] *= stored(2.0**-22)
     rows[6] *= stored(1000.0)
-    weight = LinearWeight.empty("q8", 37, columns, group_size=group, device=cuda)
+    weight = LinearWeight.empty(q8(group), 37, columns, device=cuda)
     weight.write_rows(0, rows)
     assert_holds(weight, quantize_q8(rows, group))
 
@@ -68,12 +68,10 @@ def test_floats_are_rounded_as_quantize_q8_does(stored: Any, columns: int, group
 @pytest.mark.parametrize("scales", [np.float16, np.float32])
 def test_stored_groups_are_kept_as_they_are(scales: Any, cuda: Device) -> None:
     made = quantize_q8(normal(20, 96), 32)
-    stored = Q8Tensor(made.values, (made.scales * np.float32(1.01)).astype(scales))
-    weight = LinearWeight.empty(
-        "q8", 20, 96, group_size=32, scale_dtype=DType.of(np.dtype(scales)), device=cuda
-    )
-    weight.write_rows(0, Q8Tensor(stored.values[:16], stored.scales[:16]))
-    weight.write_rows(16, Q8Tensor(stored.values[16:], stored.scales[16:]))
+    stored = int8_tensor(made.codes.data.view(np.int8), (made.scales * np.float32(1.01)).astype(scales))
+    weight = LinearWeight.empty(stored.scheme, 20, 96, device=cuda)
+    weight.write_rows(0, stored[:16])
+    weight.write_rows(16, stored[16:])
     assert_holds(weight, stored)
 
 
@@ -85,7 +83,7 @@ def test_rows_come_in_pieces_and_from_anywhere(
     monkeypatch.setattr(cuda_weights, "_PIECE_BYTES", 1000)
     numbers = rng.standard_normal(1000, np.float32).astype(np.float16)
     rows = np.lib.stride_tricks.as_strided(numbers, (50, 64), (18, 2), writeable=False)
-    weight = LinearWeight.empty(format, 50, 64, group_size=32 if format == "q8" else 0, device=cuda)
+    weight = LinearWeight.empty(q8(32) if format == "q8" else DType(format), 50, 64, device=cuda)
     weight.write_rows(32, rows[32:])
     weight.write_rows(0, rows[:32])
     if format == "q8":
@@ -110,7 +108,7 @@ def test_what_cannot_be_rounded_is_refused(
         pytest.skip("float16 holds nothing that large")
     rows = normal(16, 128, stored)
     rows[9, 100] = stored(bad)
-    weight = LinearWeight.empty("q8", 16, 128, group_size=64, device=cuda)
+    weight = LinearWeight.empty(q8(64), 16, 128, device=cuda)
     with pytest.raises(error, match=reason):
         weight.write_rows(0, rows)
 
@@ -126,8 +124,6 @@ def test_biases_are_padded_with_zeros(cuda: Device) -> None:
 
 
 def test_activations_have_the_type_of_the_weights() -> None:
-    found = {
-        format: cuda_weights.activation_dtype(format).value
-        for format in ("float32", "float16", "bfloat16", "q8")
-    }
-    assert found == {"float32": "float32", "float16": "float16", "bfloat16": "bfloat16", "q8": "bfloat16"}
+    for dtype in (DType.float32, DType.float16, DType.bfloat16):
+        assert cuda_weights.activation_dtype(dtype) is dtype
+    assert cuda_weights.activation_dtype(q8(64)) is DType.bfloat16

@@ -15,7 +15,7 @@ from kuiperllm.ops.cases import ROUNDING
 from kuiperllm.ops.linear import LinearWeight
 from kuiperllm.ops.linear.gemv import gemv, gemv_merge, run
 from kuiperllm.ops.linear.gemv_plan import MAX_GEMV_ROWS, Problem, candidates, make_plan, plan
-from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+from kuiperllm.quant import QuantTensor, quantize_q8
 
 EPS = 1e-5
 FLOAT_TYPES = (DType.float32, DType.float16, DType.bfloat16)
@@ -28,7 +28,7 @@ def make_rows(rng: np.random.Generator, n: int, k: int, format: str, group: int 
 
 
 def dense(rows: Any) -> NDArray[np.float64]:
-    return (rows.dequantize() if isinstance(rows, Q8Tensor) else rows).astype(np.float64)
+    return (rows.dequantize() if isinstance(rows, QuantTensor) else rows).astype(np.float64)
 
 
 def on(device: Device, array: NDArray[Any], dtype: DType = DType.float32) -> Tensor:
@@ -83,8 +83,7 @@ def test_every_way_of_cutting_up(
     x = rng.standard_normal((rows, k)).astype(dtype.numpy)
     before = rng.standard_normal((rows, outputs)).astype(dtype.numpy)
     out = on(cuda, before, dtype)
-    scales = DType.float16 if weight.scales is None else weight.scales.dtype
-    problem = Problem(rows, outputs, k, format, group, scales, dtype, dtype, True, "PLAIN", "ADD")
+    problem = Problem(rows, outputs, k, weight.format, dtype, dtype, True, "PLAIN", "ADD")
     found = make_plan(chip(cuda), problem, method, chunks, stages=2)
     if found is None:
         assert method == "tensor"
@@ -106,8 +105,7 @@ def test_every_way_of_a_gated_product(
     x = rng.standard_normal((rows, k)).astype(dtype.numpy)
     norm = rng.uniform(0.5, 1.5, k).astype(np.float32)
     out = Tensor.empty((rows, outputs), dtype, cuda)
-    scales = DType.float16 if weight.scales is None else weight.scales.dtype
-    problem = Problem(rows, outputs, k, format, group, scales, dtype, dtype, False, "NORM", "SWIGLU")
+    problem = Problem(rows, outputs, k, weight.format, dtype, dtype, False, "NORM", "SWIGLU")
     found = make_plan(chip(cuda), problem, method, chunks, stages=3)
     if found is None:
         assert method == "tensor"
@@ -207,9 +205,7 @@ def test_rows_that_do_not_fit_together(cuda: Device) -> None:
     rng = np.random.default_rng(0)
     matrix = make_rows(rng, 12, 8192, "float32")
     x = rng.standard_normal((8, 8192), np.float32)
-    problem = Problem(
-        8, 12, 8192, "float32", 0, DType.float16, DType.float32, DType.float32, False, "PLAIN", "STORE"
-    )
+    problem = Problem(8, 12, 8192, DType.float32, DType.float32, DType.float32, False, "PLAIN", "STORE")
     assert plan(chip(cuda), problem) is None
     out = Tensor.empty((8, 12), DType.float32, cuda)
     gemv(on(cuda, x), LinearWeight.pack(matrix, device=cuda), out)
@@ -218,7 +214,7 @@ def test_rows_that_do_not_fit_together(cuda: Device) -> None:
 
 # --- plans ------------------------------------------------------------------------------------------------
 
-BF16 = ("bfloat16", 0, DType.float16, DType.bfloat16, DType.bfloat16, False)
+BF16 = (DType.bfloat16, DType.bfloat16, DType.bfloat16, False)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from gguf.quants import dequantize, quantize
 
 from kuiperllm.errors import UnsupportedError
-from kuiperllm.quant import Q8Tensor
+from kuiperllm.quant import QuantTensor
 from kuiperllm.quant.ggml import find_format, formats
 
 
@@ -26,7 +26,7 @@ def test_values_equal_those_of_gguf_bit_for_bit(kind):
     w = np.random.default_rng(0).normal(0, 1, (5, 96)).astype(np.float32)
     raw = quantize(w, kind)
     ours = find_format(kind.value, "t").unpack(np.ascontiguousarray(raw).view(np.uint8).reshape(-1), w.shape)
-    ours = ours.dequantize() if isinstance(ours, Q8Tensor) else ours.astype(np.float32)
+    ours = ours.dequantize() if isinstance(ours, QuantTensor) else ours.astype(np.float32)
     theirs = dequantize(raw, kind)
     assert ours.shape == theirs.shape == w.shape
     assert ours.tobytes() == theirs.astype(np.float32).tobytes()

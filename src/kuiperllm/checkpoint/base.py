@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from kuiperllm.config import GenerationDefaults, ModelConfig
 from kuiperllm.errors import CheckpointError
-from kuiperllm.quant import Q8Tensor
+from kuiperllm.quant import QuantTensor, Scheme
 
-Weight = NDArray[Any] | Q8Tensor
+Weight = NDArray[Any] | QuantTensor
 
 Progress = Callable[[str, int, int], None]
 """Told of progress as (what is being done, bytes done, bytes in all)."""
@@ -37,10 +37,12 @@ class TensorInfo:
     name: str
     """Hugging Face name, such as `model.layers.0.self_attn.q_proj.weight`."""
     dtype: str
-    """A data type's name, or the name of a quantized format (`q8`)."""
+    """A data type's name, or the name of a quantized format, such as `q8` or `Q4_K`."""
     shape: tuple[int, ...]
     nbytes: int
     """Bytes in the file."""
+    scheme: Scheme | None = None
+    """Of a quantized matrix."""
 
 
 class Checkpoint(ABC):
@@ -76,7 +78,7 @@ class Checkpoint(ABC):
             UnsupportedError: its layout cannot be read.
         """
         weight = self._load(self._info(name))
-        for array in (weight.values, weight.scales) if isinstance(weight, Q8Tensor) else (weight,):
+        for array in weight.arrays if isinstance(weight, QuantTensor) else (weight,):
             array.flags.writeable = False
         return weight
 

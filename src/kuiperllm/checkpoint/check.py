@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kuiperllm.checkpoint.base import Checkpoint, Progress
-from kuiperllm.quant import Q8Tensor
+from kuiperllm.quant import QuantTensor
 
 _PIECE_BYTES = 64 << 20
 
@@ -20,7 +20,7 @@ class BadTensor:
 
     name: str
     nan: int
-    """Elements that are NaN; of int8 groups, scales."""
+    """Elements that are NaN; of quantized matrices, scales and minimums."""
     infinite: int
 
     def __str__(self) -> str:
@@ -51,13 +51,16 @@ def find_bad_tensors(checkpoint: Checkpoint, progress: Progress | None = None) -
     return bad
 
 
-def _count(weight: NDArray[Any] | Q8Tensor) -> tuple[int, int]:
+def _count(weight: NDArray[Any] | QuantTensor) -> tuple[int, int]:
     """How many elements are NaN, and how many are infinite."""
-    values = weight.scales if isinstance(weight, Q8Tensor) else weight
+    if isinstance(weight, QuantTensor):
+        parts = [part for part in weight.arrays[1:] if part.dtype in (np.float16, np.float32)]
+        found = [_count(part) for part in parts]
+        return sum(nan for nan, _ in found), sum(infinite for _, infinite in found)
     nan = infinite = 0
-    step = max(1, _PIECE_BYTES // max(1, values[:1].nbytes)) if values.size else 1
-    for first in range(0, len(values), step):
-        piece = values[first : first + step]
+    step = max(1, _PIECE_BYTES // max(1, weight[:1].nbytes)) if weight.size else 1
+    for first in range(0, len(weight), step):
+        piece = weight[first : first + step]
         if not np.isfinite(piece).all():
             nan += int(np.isnan(piece).sum())
             infinite += int(np.isinf(piece).sum())

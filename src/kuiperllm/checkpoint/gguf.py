@@ -15,6 +15,7 @@ from kuiperllm.checkpoint.mapping import aligned
 from kuiperllm.checkpoint.rotary import half_split_order
 from kuiperllm.config import ModelConfig
 from kuiperllm.errors import CheckpointError, UnsupportedError
+from kuiperllm.quant import Scheme
 
 _MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -56,10 +57,7 @@ class GgufCheckpoint(Checkpoint):
         self._gguf = GgufFile(path)
         config = read_config(self._gguf)
         self._sources = _translate(self._gguf.tensors, config, path)
-        infos = {
-            name: TensorInfo(name, tensor.format.dtype, tensor.shape, tensor.nbytes)
-            for name, tensor in self._sources.items()
-        }
+        infos = {name: _info(name, tensor) for name, tensor in self._sources.items()}
         super().__init__(path, config, infos, metadata=self._gguf.metadata)
         self._interleaved = ARCHITECTURES[self.metadata["general.architecture"]].interleaved
 
@@ -88,6 +86,13 @@ class GgufCheckpoint(Checkpoint):
     def close(self) -> None:
         """Give up the file; loading from it is an error from here on."""
         self._gguf.file.close()
+
+
+def _info(name: str, tensor: GgufTensor) -> TensorInfo:
+    kind = tensor.format.kind
+    if isinstance(kind, Scheme):
+        return TensorInfo(name, tensor.format.name, tensor.shape, tensor.nbytes, kind)
+    return TensorInfo(name, str(kind), tensor.shape, tensor.nbytes)
 
 
 def _translate(tensors: Mapping[str, GgufTensor], config: ModelConfig, path: Path) -> dict[str, GgufTensor]:

@@ -19,8 +19,9 @@ from kuiperllm.checkpoint.base import Checkpoint, TensorInfo, Weight
 from kuiperllm.checkpoint.mapping import MappedFile
 from kuiperllm.checkpoint.rotary import half_split_order
 from kuiperllm.config import MAX_DIMENSION, MAX_LAYERS, ModelConfig
+from kuiperllm.core.dtype import DType
 from kuiperllm.errors import CheckpointError, UnsupportedError
-from kuiperllm.quant import Q8Tensor
+from kuiperllm.quant import int8_tensor, q8
 
 MAGIC = 0x616B3432  # "ak42"
 VERSIONS = (1, 2)
@@ -194,8 +195,10 @@ class Llama2cCheckpoint(Checkpoint):
         offset = HEADER_BYTES if header.version else _NUMBERS.size
         for name, shape in header.sections():
             nbytes = header.nbytes(shape)
-            dtype = "q8" if header.group_size and len(shape) == 2 else _FLOAT.name
-            infos[name], offsets[name] = TensorInfo(name, dtype, shape, nbytes), offset
+            is_quantized = header.group_size > 0 and len(shape) == 2
+            scheme = q8(header.group_size, DType.float32) if is_quantized else None
+            dtype = _FLOAT.name if scheme is None else scheme.name
+            infos[name], offsets[name] = TensorInfo(name, dtype, shape, nbytes, scheme), offset
             offset += nbytes
         if offset != self._file.size:
             raise CheckpointError(
@@ -208,14 +211,15 @@ class Llama2cCheckpoint(Checkpoint):
     def _load(self, info: TensorInfo) -> Weight:
         offset = self._offsets[info.name]
         order = self._row_order(info.name)
-        if info.dtype != "q8":
+        if info.scheme is None:
             weight = self._file.array(offset, _FLOAT, info.shape)
             return weight if order is None else weight[order]
         rows, columns = info.shape
         values = self._file.array(offset, np.dtype(np.int8), info.shape)
         groups = columns // self._header.group_size
         scales = self._file.array(offset + rows * columns, _FLOAT, (rows, groups))
-        return Q8Tensor(values, scales) if order is None else Q8Tensor(values[order], scales[order])
+        quantized = int8_tensor(values, scales)
+        return quantized if order is None else quantized[order]
 
     def _row_order(self, name: str) -> NDArray[np.intp] | None:
         """The order that makes query and key rows half-split; None for any other tensor."""

@@ -8,7 +8,7 @@ from numbers import Integral
 from kuiperllm.errors import UsageError
 
 DTYPES = ("auto", "float32", "float16", "bfloat16")
-QUANTS = ("none", "q8")
+QUANTS = ("none", "q8", "q4")
 
 
 _MAY_BE_NONE = ("max_model_len", "max_num_batched_tokens", "num_threads")
@@ -32,7 +32,7 @@ class EngineConfig:
     dtype: str = "auto"
     """Data type that weights are kept in; `auto` keeps the checkpoint's. One of `DTYPES`."""
     quant: str | None = None
-    """Quantize linear layers while loading: `q8`, or None to keep what the checkpoint holds."""
+    """Quantize linear layers while loading: `q8`, `q4`, or None to keep what the checkpoint holds."""
     group_size: int = 64
     """Weights that share a scale when `quant` is set, along the input dimension."""
     max_model_len: int | None = None

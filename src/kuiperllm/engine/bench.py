@@ -203,7 +203,7 @@ def run_bench(
     return BenchResult(
         model="random" if config is not None else str(model or "demo"),
         quant=engine.quant or "none",
-        dtype=bench.decoder.lm_head.weight.format,
+        dtype=str(bench.decoder.lm_head.weight.format),
         device=str(bench.decoder.device),
         chip=str(bench.decoder.device.backend.properties.get("name", platform.processor())),
         threads=bench.decoder.device.backend.num_threads,

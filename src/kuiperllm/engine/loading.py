@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kuiperllm.checkpoint import Checkpoint, open_checkpoint
+from kuiperllm.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from kuiperllm.config import EngineConfig, GenerationDefaults, ModelConfig
 from kuiperllm.core import Device, DType
 from kuiperllm.core.memory import format_bytes, out_of_memory
@@ -16,6 +17,7 @@ from kuiperllm.engine.kv_cache import bytes_per_token
 from kuiperllm.errors import TokenizerError
 from kuiperllm.layers import WeightLoader
 from kuiperllm.models import Decoder, build_model
+from kuiperllm.quant import Scheme
 from kuiperllm.text import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
 
 log = logging.getLogger(__name__)
@@ -190,12 +192,13 @@ def kv_dtype(checkpoint: Checkpoint, engine: EngineConfig) -> DType:
     """The type of keys and values: the weights' own; of quantized ones, 16 bits that suit the device."""
     if engine.kv_cache_dtype != "auto":
         return DType(engine.kv_cache_dtype)
-    stored = {info.dtype for info in checkpoint.tensors.values() if len(info.shape) == 2}
-    if engine.quant == "q8" or "q8" in stored:
+    matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
+    if engine.quant in ("q8", "q4") or any(info.scheme is not None for info in matrices):
         # float16 is the more precise; a GPU's tensor cores want it to be what the activations are.
         return DType.float16 if Device(engine.device).is_host else DType.bfloat16
     if engine.dtype != "auto":
         return DType(engine.dtype)
+    stored = {info.dtype for info in matrices}
     return DType.float32 if "float32" in stored else DType(min(stored, default="float32"))
 
 
@@ -239,16 +242,16 @@ def max_batched_tokens(engine: EngineConfig, device: Device) -> int:
 
 def packed_weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
     """Memory that all tensors of a checkpoint will take once they are loaded."""
-    return sum(_packed_bytes(info.dtype, info.shape, engine) for info in checkpoint.tensors.values())
+    return sum(_packed_bytes(info, engine) for info in checkpoint.tensors.values())
 
 
-def _packed_bytes(stored: str, shape: tuple[int, ...], engine: EngineConfig) -> int:
+def _packed_bytes(info: TensorInfo, engine: EngineConfig) -> int:
     """Memory that a tensor will take once it is loaded."""
-    elements = 1
-    for size in shape:
-        elements *= size
-    if len(shape) < 2:
+    elements = math.prod(info.shape)
+    if len(info.shape) < 2:
         return 4 * elements
-    if stored == "q8" or (engine.quant == "q8" and shape[1] % 32 == 0):
-        return elements + elements // 16
-    return elements * (DType(stored) if engine.dtype == "auto" else DType(engine.dtype)).itemsize
+    if info.scheme is not None:
+        return info.scheme.nbytes(*info.shape)
+    if engine.quant in ("q8", "q4") and info.shape[1] % 32 == 0:
+        return Scheme(8 if engine.quant == "q8" else 4, 32).nbytes(*info.shape)
+    return elements * (DType(info.dtype) if engine.dtype == "auto" else DType(engine.dtype)).itemsize

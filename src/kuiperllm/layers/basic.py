@@ -10,14 +10,22 @@ from kuiperllm.layers.weights import WeightLoader
 from kuiperllm.ops.embedding import embedding
 from kuiperllm.ops.linear import LinearWeight, linear
 from kuiperllm.ops.norm_linear import norm_linear
+from kuiperllm.ops.norm_swiglu import norm_swiglu
+from kuiperllm.ops.rms_norm import rms_norm
 from kuiperllm.ops.rope.frequencies import cos_sin_table
+from kuiperllm.ops.silu_mul import silu_mul
 
 
 class Linear:
-    """One or several projections of the same input, stacked: y = x W^T + bias."""
+    """One or several projections of the same input, stacked: y = x W^T + bias.
 
-    def __init__(self, weight: LinearWeight) -> None:
-        self.weight = weight
+    Args:
+        weights: one matrix, or several whose results lie side by side.
+    """
+
+    def __init__(self, *weights: LinearWeight) -> None:
+        self.weights = weights
+        self.out_features = sum(weight.out_features for weight in weights)
 
     @classmethod
     def load(
@@ -29,12 +37,33 @@ class Linear:
         *,
         bias: bool = False,
     ) -> Linear:
-        """See `WeightLoader.matrix`."""
-        return cls(weights.matrix(names, sizes, columns, bias=bias))
+        """See `WeightLoader.matrices`."""
+        return cls(*weights.matrices(names, sizes, columns, bias=bias))
+
+    @property
+    def weight(self) -> LinearWeight:
+        """The matrix, where there is one."""
+        (weight,) = self.weights
+        return weight
 
     def of_norm(self, x: Tensor, norm: RMSNorm, dtype: DType | None = None) -> Tensor:
         """[T, K] -> [T, N]: the projection of the normalized x, of x's type or another."""
-        return norm_linear(x, norm.weight, norm.eps, self.weight, dtype=dtype)
+        if len(self.weights) == 1:
+            return norm_linear(x, norm.weight, norm.eps, self.weight, dtype=dtype)
+        normalized = rms_norm(x, norm.weight, norm.eps)
+        out = Tensor.empty((x.shape[0], self.out_features), dtype or x.dtype, x.device)
+        first = 0
+        for weight in self.weights:
+            after = first + weight.out_features
+            linear(normalized, weight, out=out[:, first:after])
+            first = after
+        return out
+
+    def swiglu_of_norm(self, x: Tensor, norm: RMSNorm) -> Tensor:
+        """[T, K] -> [T, N / 2]: silu(gate) * up of the normalized x, where the rows are gate, then up."""
+        if len(self.weights) == 1:
+            return norm_swiglu(x, norm.weight, norm.eps, self.weight)
+        return silu_mul(self.of_norm(x, norm))
 
     def add_to(self, residual: Tensor, x: Tensor) -> None:
         """residual [T, N] += the projection of x [T, K]."""

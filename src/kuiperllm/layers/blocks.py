@@ -7,7 +7,6 @@ from kuiperllm.core import Tensor
 from kuiperllm.layers.basic import Linear, RMSNorm, RotaryEmbedding
 from kuiperllm.layers.weights import WeightLoader
 from kuiperllm.ops.attention import Batch, LayerCache
-from kuiperllm.ops.norm_swiglu import norm_swiglu
 from kuiperllm.ops.self_attention import self_attention
 
 
@@ -79,5 +78,5 @@ class SwiGLU:
 
     def __call__(self, residual: Tensor) -> None:
         """Add the result for residual [T, D] to it."""
-        gated = norm_swiglu(residual, self.norm.weight, self.norm.eps, self.gate_up_proj.weight)  # [T, F]
+        gated = self.gate_up_proj.swiglu_of_norm(residual, self.norm)  # [T, F]
         self.down_proj.add_to(residual, gated)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from kuiperllm.checkpoint import Checkpoint, Weight
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.errors import CheckpointError, UnsupportedError
-from kuiperllm.ops.linear import LinearWeight, Rows
-from kuiperllm.quant import Q8Tensor
+from kuiperllm.ops.linear import LinearWeight, Rows, WeightFormat, can_be_kept
+from kuiperllm.quant import QuantTensor, Scheme, concatenate, q4, q8
 
 log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 8 << 20
 _GROUP_SIZES = (128, 64, 32)
+_SCHEMES: dict[str, Callable[[int], Scheme]] = {"q8": q8, "q4": q4}
 
 Progress = Callable[[int, int], None]
 """Told of progress as (bytes done, bytes in all), as the file counts them."""
@@ -35,7 +36,7 @@ class WeightLoader:
         checkpoint: where the tensors are.
         device: where they go.
         dtype: what floating-point matrices are kept in; None keeps what the checkpoint holds.
-        quant: `q8` rounds floating-point matrices to int8 groups.
+        quant: `q8` or `q4` rounds floating-point matrices to int8 or int4 groups.
         group_size: columns that share a scale if `quant` is set; halved for matrices that it does not divide.
         progress: is told after each tensor.
     """
@@ -58,7 +59,7 @@ class WeightLoader:
         self._progress = progress
         self._total_bytes = sum(info.nbytes for info in checkpoint.tensors.values())
         self._done_bytes = 0
-        self._not_quantized: set[int] = set()
+        self._warned: set[tuple[int, str]] = set()
         self.packed_bytes = 0
         """Memory of everything loaded so far."""
 
@@ -74,10 +75,13 @@ class WeightLoader:
         self.packed_bytes += values.nbytes
         return Tensor.from_numpy(values).to(self.device)
 
-    def matrix(
+    def matrices(
         self, names: Sequence[str], sizes: Sequence[int], columns: int, *, bias: bool = False
-    ) -> LinearWeight:
-        """One matrix from the rows of several: the projections `names` stacked in this order.
+    ) -> list[LinearWeight]:
+        """The rows of several matrices: the projections `names` stacked in this order.
+
+        Neighbours that are kept in one format make one matrix. A checkpoint that quantizes some of them in
+        another way than others gives several.
 
         Args:
             names: modules, such as `model.layers.0.self_attn.q_proj`, whose tensor is `<name>.weight`.
@@ -91,7 +95,23 @@ class WeightLoader:
         """
         self.expect_matrix(names, sizes, columns, bias=bias)
         parts = [self.checkpoint.load(f"{name}.weight") for name in names]
-        weight = self._empty(parts, sum(sizes), columns, bias)
+        weights = []
+        for first, after in self._runs(parts):
+            weights.append(self._pack(names[first:after], parts[first:after], bias))
+        return weights
+
+    def matrix(self, name: str, rows: int, columns: int, *, bias: bool = False) -> LinearWeight:
+        """One matrix; see `matrices`."""
+        (weight,) = self.matrices([name], [rows], columns, bias=bias)
+        return weight
+
+    def _pack(self, names: Sequence[str], parts: list[Weight], bias: bool) -> LinearWeight:
+        """The rows of parts that are kept in one format, as one matrix."""
+        sizes, columns = [part.shape[0] for part in parts], parts[0].shape[1]
+        order = parts[0].columns if isinstance(parts[0], QuantTensor) else None
+        weight = LinearWeight.empty(
+            self._kept_as(parts[0]), sum(sizes), columns, columns=order, bias=bias, device=self.device
+        )
         first = 0
         for name, rows in self._pieces(names, parts, weight):
             try:
@@ -120,31 +140,46 @@ class WeightLoader:
             if bias:
                 self.checkpoint.expect(f"{name}.bias", (size,))
 
-    def _empty(self, parts: list[Weight], rows: int, columns: int, bias: bool) -> LinearWeight:
-        """Memory in the format that these parts are kept in."""
-        stored = [part for part in parts if isinstance(part, Q8Tensor)]
-        if len(stored) == len(parts) and len({part.group_size for part in stored}) == 1:
-            return LinearWeight.empty(
-                "q8",
-                rows,
-                columns,
-                group_size=stored[0].group_size,
-                scale_dtype=DType.of(stored[0].scales.dtype),
-                bias=bias,
-                device=self.device,
-            )
-        if self.quant == "q8":
-            group = next((g for g in _GROUP_SIZES if g <= self.group_size and columns % g == 0), 0)
-            if group:
-                return LinearWeight.empty(
-                    "q8", rows, columns, group_size=group, bias=bias, device=self.device
-                )
-            if columns not in self._not_quantized:  # once, not for every layer
-                log.warning("rows of %d weights cannot be cut into int8 groups of 32; not quantized", columns)
-                self._not_quantized.add(columns)
-        floats = [part.dtype.name for part in parts if not isinstance(part, Q8Tensor)]
-        format = str(self.dtype) if self.dtype is not None else floats[0] if floats else "bfloat16"
-        return LinearWeight.empty(format, rows, columns, bias=bias, device=self.device)
+    def _runs(self, parts: list[Weight]) -> Iterator[tuple[int, int]]:
+        """Ranges of neighbours that make one matrix."""
+        first = 0
+        for index in range(1, len(parts) + 1):
+            if index == len(parts) or not self._go_together(parts[first], parts[index]):
+                yield first, index
+                first = index
+
+    def _go_together(self, part: Weight, other: Weight) -> bool:
+        if self._kept_as(part) != self._kept_as(other):
+            return False
+        of_part = part.columns if isinstance(part, QuantTensor) else None
+        of_other = other.columns if isinstance(other, QuantTensor) else None
+        if of_part is None or of_other is None:
+            return of_part is of_other
+        return np.array_equal(of_part, of_other)
+
+    def _kept_as(self, part: Weight) -> WeightFormat:
+        """The format that a matrix of a checkpoint is kept in: what is quantized stays as it is."""
+        columns = part.shape[1]
+        if isinstance(part, QuantTensor):
+            if can_be_kept(part.scheme, columns):
+                return part.scheme
+            self._warn(
+                columns, "rows of %d weights in groups of %d are not multiplied as such; they are unpacked",
+                part.group_size,
+            )  # fmt: skip
+            return self.dtype or DType.bfloat16
+        if self.quant is not None:
+            groups = (group for group in _GROUP_SIZES if group <= self.group_size)
+            schemes = (_SCHEMES[self.quant](group) for group in groups)
+            if scheme := next((scheme for scheme in schemes if can_be_kept(scheme, columns)), None):
+                return scheme
+            self._warn(columns, "rows of %d weights cannot be cut into groups of %d; not quantized", 32)
+        return self.dtype or DType.of(part.dtype)
+
+    def _warn(self, columns: int, message: str, group: int) -> None:
+        if (columns, message) not in self._warned:  # once, not for every layer
+            self._warned.add((columns, message))
+            log.warning(message, columns, group)
 
     @staticmethod
     def _pieces(
@@ -154,13 +189,12 @@ class WeightLoader:
         if any(part.shape[0] % 16 for part in parts[:-1]):
             names, parts = [", ".join(names)], [_stacked(parts)]
         for name, part in zip(names, parts, strict=True):
-            if not isinstance(part, Q8Tensor) or part.group_size == weight.group_size:
+            if not isinstance(part, QuantTensor) or part.scheme == weight.format:
                 yield name, part
                 continue
             step = max(16, _PIECE_BYTES // (4 * part.shape[1]) // 16 * 16)
             for first in range(0, part.shape[0], step):
-                piece = slice(first, first + step)
-                yield name, Q8Tensor(part.values[piece], part.scales[piece]).dequantize()
+                yield name, part[first : first + step].dequantize()
 
     def _float(self, name: str) -> NDArray[Any]:
         return _floats(self.checkpoint.load(name))
@@ -183,23 +217,22 @@ class ShapeChecker(WeightLoader):
         self.expect_vector(name, size)
         return Tensor.empty((0,), DType.float32, self.device)
 
-    def matrix(
+    def matrices(
         self, names: Sequence[str], sizes: Sequence[int], columns: int, *, bias: bool = False
-    ) -> LinearWeight:
-        """Like `WeightLoader.matrix`, without the values."""
+    ) -> list[LinearWeight]:
+        """Like `WeightLoader.matrices`, without the values."""
         self.expect_matrix(names, sizes, columns, bias=bias)
-        return LinearWeight("float32", sum(sizes), columns, Tensor.empty((0,), DType.uint8, self.device))
+        nothing = Tensor.empty((0,), DType.uint8, self.device)
+        return [LinearWeight(DType.float32, sum(sizes), columns, nothing)]
 
 
 def _stacked(parts: list[Weight]) -> Weight:
     """The rows of all parts in one array."""
-    stored = [part for part in parts if isinstance(part, Q8Tensor)]
-    if len(stored) == len(parts) and len({part.group_size for part in stored}) == 1:
-        return Q8Tensor(
-            np.concatenate([part.values for part in stored]), np.concatenate([part.scales for part in stored])
-        )
+    stored = [part for part in parts if isinstance(part, QuantTensor)]
+    if len(stored) == len(parts) and len({part.scheme for part in stored}) == 1:
+        return concatenate(stored)
     return np.concatenate([_floats(part) for part in parts])
 
 
 def _floats(stored: Weight) -> NDArray[Any]:
-    return stored.dequantize() if isinstance(stored, Q8Tensor) else stored
+    return stored.dequantize() if isinstance(stored, QuantTensor) else stored

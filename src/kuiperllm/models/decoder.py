@@ -70,7 +70,7 @@ class Decoder:
         self.config = config
         self.device = weights.device
         vocab, hidden = config.vocab_size, config.hidden_size
-        table = weights.matrix(["model.embed_tokens"], [vocab], hidden)
+        table = weights.matrix("model.embed_tokens", vocab, hidden)
         self.embed_tokens = Embedding(table)
         self.rotary = RotaryEmbedding(config, weights.device)
         self.layers = [
@@ -88,7 +88,7 @@ class Decoder:
         self.norm = RMSNorm(weights, "model.norm", hidden, config.rms_norm_eps)
         tied = config.tie_word_embeddings
         self.lm_head = Linear(table) if tied else Linear.load(weights, ["lm_head"], [vocab], hidden)
-        self.dtype = activation_dtype(self.layers[0].self_attn.qkv_proj.weight)
+        self.dtype = activation_dtype(self.layers[0].self_attn.o_proj.weight)
         """Type of the activations."""
         self.weight_bytes = weights.packed_bytes
         """Memory that all weights take."""

@@ -1,5 +1,21 @@
-"""Formats of quantized weights: how a block packs and unpacks. One file per format."""
+"""Quantized weights: what a code stands for, how codes lie in a file, and how weights are rounded to them."""
 
-from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+from kuiperllm.quant.codes import CodeLayout, Codes, Plane
+from kuiperllm.quant.q8 import int8_tensor, quantize_q8
+from kuiperllm.quant.scheme import SUPER_BLOCK, Coding, Scheme, q4, q8
+from kuiperllm.quant.tensor import QuantTensor, concatenate
 
-__all__ = ["Q8Tensor", "quantize_q8"]
+__all__ = [
+    "SUPER_BLOCK",
+    "CodeLayout",
+    "Codes",
+    "Coding",
+    "Plane",
+    "QuantTensor",
+    "Scheme",
+    "concatenate",
+    "int8_tensor",
+    "q4",
+    "q8",
+    "quantize_q8",
+]

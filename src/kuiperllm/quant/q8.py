@@ -1,12 +1,7 @@
-"""Symmetric int8 groups along the input dimension: w ≈ scale · q, q in -127 … 127, no zero point.
-
-This is the scheme of llama2.c's version 2 files and of GGUF's Q8_0, which differ only in group size and in
-the type of the scale.
-"""
+"""Rounding to symmetric int8 groups along the input dimension: w ≈ scale · q, q in -127 … 127."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +9,9 @@ from numpy.typing import NDArray
 
 from kuiperllm.core.dtype import DType
 from kuiperllm.errors import CheckpointError, DTypeError, ShapeError, UnsupportedError
+from kuiperllm.quant.codes import Codes
+from kuiperllm.quant.scheme import q8
+from kuiperllm.quant.tensor import QuantTensor
 
 Q_MAX = 127
 _SCALE_MAX = float(np.finfo(np.float16).max)
@@ -22,61 +20,31 @@ _SCALE_MAX = float(np.finfo(np.float16).max)
 _CHUNK = 1 << 16
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Q8Tensor:
-    """A weight matrix [N, K] as int8 with one scale per group of neighbours along K.
+def int8_tensor(values: NDArray[np.int8], scales: NDArray[Any]) -> QuantTensor:
+    """int8 values [N, K] with scales, float16 or float32 [N, K / group_size].
 
     Raises:
-        ShapeError: values and scales do not fit together.
-        DTypeError: values are not int8, or scales neither float16 nor float32.
+        ShapeError: they do not fit together.
+        DTypeError: they have other types.
     """
-
-    values: NDArray[np.int8]
-    """int8 [N, K]"""
-    scales: NDArray[Any]
-    """float16 or float32 [N, K / group_size]"""
-
-    def __post_init__(self) -> None:
-        if self.values.dtype != np.int8:
-            raise DTypeError(f"int8 groups: values must be int8, not {self.values.dtype}")
-        if self.scales.dtype not in (np.float16, np.float32):
-            raise DTypeError(f"int8 groups: scales must be float16 or float32, not {self.scales.dtype}")
-        if self.values.ndim != 2 or self.scales.ndim != 2 or 0 in self.values.shape or 0 in self.scales.shape:
-            raise ShapeError(
-                f"int8 groups: values and scales must be two-dimensional and not empty, "
-                f"not {self.values.shape} and {self.scales.shape}"
-            )
-        (rows, columns), (scale_rows, groups) = self.values.shape, self.scales.shape
-        if rows != scale_rows or columns % groups:
-            raise ShapeError(
-                f"int8 groups: scales of shape {self.scales.shape} do not divide values of shape "
-                f"{self.values.shape}"
-            )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, K), as of the matrix that this stands for."""
-        rows, columns = self.values.shape
-        return rows, columns
-
-    @property
-    def group_size(self) -> int:
-        """Neighbours along K that share a scale."""
-        return int(self.values.shape[1] // self.scales.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of values and scales together."""
-        return self.values.nbytes + self.scales.nbytes
-
-    def dequantize(self) -> NDArray[np.float32]:
-        """The matrix in float32, [N, K]."""
-        groups = self.values.astype(np.float32).reshape(*self.scales.shape, self.group_size)
-        groups *= self.scales.astype(np.float32)[:, :, None]
-        return groups.reshape(self.shape)
+    if values.dtype != np.int8:
+        raise DTypeError(f"int8 groups: values must be int8, not {values.dtype}")
+    if scales.dtype not in (np.float16, np.float32):
+        raise DTypeError(f"int8 groups: scales must be float16 or float32, not {scales.dtype}")
+    if values.ndim != 2 or scales.ndim != 2 or 0 in values.shape or 0 in scales.shape:
+        raise ShapeError(
+            f"int8 groups: values and scales must be two-dimensional and not empty, "
+            f"not {values.shape} and {scales.shape}"
+        )
+    columns, groups = values.shape[1], scales.shape[1]
+    if len(values) != len(scales) or columns % groups:
+        raise ShapeError(
+            f"int8 groups: scales of shape {scales.shape} do not divide values of shape {values.shape}"
+        )
+    return QuantTensor(q8(columns // groups, DType.of(scales.dtype)), Codes.of_int8(values), scales)
 
 
-def quantize_q8(w: NDArray[Any], group_size: int) -> Q8Tensor:
+def quantize_q8(w: NDArray[Any], group_size: int) -> QuantTensor:
     """Round a matrix [N, K] to int8 groups with float16 scales.
 
     The scale of a group is max|w| / 127 rounded to float16, and the values are rounded to nearest against
@@ -115,7 +83,7 @@ def quantize_q8(w: NDArray[Any], group_size: int) -> Q8Tensor:
         np.rint(groups, out=groups)
         values[part] = groups.reshape(-1, columns)
         scales[part] = scale.reshape(-1, scales.shape[1])
-    return Q8Tensor(values, scales)
+    return int8_tensor(values, scales)
 
 
 def _group_scales(groups: NDArray[np.float32]) -> NDArray[np.float16]:

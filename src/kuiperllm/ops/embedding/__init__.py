@@ -13,7 +13,7 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 from kuiperllm.ops.linear import LinearWeight, Rows, pack
-from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+from kuiperllm.quant import QuantTensor, quantize_q8
 
 CONTRACT = Contract("embedding", ids="T : int32", out="T D : activation")
 
@@ -48,13 +48,13 @@ def embedding(
 
 def reference(ids: NDArray[Any], table: Rows) -> NDArray[Any]:
     """The rows in NumPy."""
-    matrix = table.dequantize() if isinstance(table, Q8Tensor) else table.astype(np.float32)
+    matrix = table.dequantize() if isinstance(table, QuantTensor) else table.astype(np.float32)
     inside = (ids >= 0) & (ids < len(matrix))
     rows: NDArray[Any] = np.where(inside[:, None], matrix[np.where(inside, ids, 0)], np.float32(0))
     return rows
 
 
-def _prepare(ids: Tensor, table: Tensor | Q8Tensor) -> dict[str, Any]:
+def _prepare(ids: Tensor, table: Tensor | QuantTensor) -> dict[str, Any]:
     return {"ids": ids, "table": pack(table, None, ids.device)}
 
 

@@ -13,6 +13,7 @@ from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.linear import LinearWeight
 from kuiperllm.ops.linear.cuda_weights import row_bytes
+from kuiperllm.quant import Scheme
 
 DTYPES = ACTIVATIONS
 
@@ -27,14 +28,14 @@ def embedding(ids: Tensor, table: LinearWeight, out: Tensor) -> None:
     vectors = vector_width(width, DType.bfloat16, out) == _WIDTH and table.group_size % _WIDTH == 0
     step = _WIDTH if vectors else 1
     blocks = grid(-(-width // step), tokens, _BLOCK)
-    if table.scales is not None:
+    if isinstance(table.format, Scheme):
         launch(
-            _q8(table.scales.dtype, out.dtype, step), blocks, _BLOCK,
+            _q8(table.format.scale, out.dtype, step), blocks, _BLOCK,
             ids, table.data, table.scales, out,
             tokens, table.out_features, width, table.group_size, out.strides[0],
         )  # fmt: skip
     else:
-        stored = DType(table.format)
+        stored = table.format
         stride = row_bytes(table.format, width) // stored.itemsize
         launch(
             _float(stored, out.dtype, step), blocks, _BLOCK,

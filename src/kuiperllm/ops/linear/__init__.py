@@ -12,10 +12,21 @@ from kuiperllm.errors import DeviceError, ShapeError
 from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
-from kuiperllm.ops.linear.weight import FORMATS, LinearWeight, Rows
-from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+from kuiperllm.ops.linear.weight import LinearWeight, Rounding, Rows, WeightFormat, can_be_kept, format_of
+from kuiperllm.quant import QuantTensor, int8_tensor, quantize_q8
 
-__all__ = ["CASES", "CONTRACT", "FORMATS", "LinearWeight", "Rows", "activation_dtype", "linear", "reference"]
+__all__ = [
+    "CASES",
+    "CONTRACT",
+    "LinearWeight",
+    "Rows",
+    "WeightFormat",
+    "activation_dtype",
+    "can_be_kept",
+    "format_of",
+    "linear",
+    "reference",
+]
 
 CONTRACT = Contract("linear", x="T K : activation", out="T N : activation")
 
@@ -30,7 +41,7 @@ def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumu
 
     Args:
         x: [T, K].
-        weight: [N, K] in any of `FORMATS`.
+        weight: [N, K] in any `WeightFormat`.
         out: [T, N], where the result goes (default: a new tensor). Must not overlap `x`.
         accumulate: add the result to what `out` holds.
 
@@ -61,19 +72,18 @@ def activation_dtype(weight: LinearWeight) -> DType:
 
 
 def reference(
-    x: NDArray[Any], weight: Rows, bias: NDArray[Any] | None = None, *, rounding: str | None = None
+    x: NDArray[Any], weight: Rows, bias: NDArray[Any] | None = None, *, rounding: Rounding = None
 ) -> NDArray[Any]:
-    """The product in float64, of x rounded to `int8` groups (those of the weight), `bfloat16`, or not.
+    """The product in float64, of x rounded to int8 groups, bfloat16, or not.
 
-    To be multiplied as bfloat16, int8 groups are rounded to that as well.
+    To be multiplied as bfloat16, quantized weights are rounded to that as well.
     """
-    matrix = weight.dequantize() if isinstance(weight, Q8Tensor) else weight
-    if rounding == "int8":
-        assert isinstance(weight, Q8Tensor)
-        x = round_to_groups(x, weight.group_size)
-    elif rounding == "bfloat16":
+    matrix = weight.dequantize() if isinstance(weight, QuantTensor) else weight
+    if isinstance(rounding, int):
+        x = round_to_groups(x, rounding)
+    elif rounding is DType.bfloat16:
         x = x.astype(DType.bfloat16.numpy)
-        if isinstance(weight, Q8Tensor):  # expanded for AMX, half a unit rounds away from zero
+        if isinstance(weight, QuantTensor):  # expanded for AMX, half a unit rounds away from zero
             bits = matrix.view(np.uint32) + np.uint32(0x8000)
             matrix = (bits & np.uint32(0xFFFF0000)).view(np.float32)
     product: NDArray[Any] = x.astype(np.float64) @ matrix.astype(np.float64).T
@@ -89,17 +99,17 @@ def round_to_groups(x: NDArray[Any], group_size: int) -> NDArray[Any]:
     return rounded.reshape(x.shape)
 
 
-def pack(rows: Tensor | Q8Tensor, bias: Tensor | None, device: Device) -> LinearWeight:
+def pack(rows: Tensor | QuantTensor, bias: Tensor | None, device: Device) -> LinearWeight:
     """Weights of a case, as a checkpoint holds them, laid out for a device."""
     return LinearWeight.pack(
-        rows if isinstance(rows, Q8Tensor) else rows.numpy(),
+        rows if isinstance(rows, QuantTensor) else rows.numpy(),
         None if bias is None else bias.numpy(),
         device=device,
     )
 
 
 def _prepare(
-    x: Tensor, rows: Tensor | Q8Tensor, bias: Tensor | None = None, out: Tensor | None = None
+    x: Tensor, rows: Tensor | QuantTensor, bias: Tensor | None = None, out: Tensor | None = None
 ) -> dict[str, Any]:
     return {"x": x, "weight": pack(rows, bias, x.device), "out": out, "accumulate": out is not None}
 
@@ -112,8 +122,7 @@ def _reference(
     *,
     device: Device,
 ) -> NDArray[Any]:
-    format = "q8" if isinstance(rows, Q8Tensor) else rows.dtype.name
-    rounding = implementation("linear", device).rounding(format, *x.shape)
+    rounding = implementation("linear", device).rounding(format_of(rows), *x.shape)
     product = reference(x, rows, bias, rounding=rounding)
     return product if out is None else np.add(product, out)
 
@@ -126,7 +135,8 @@ def _inputs(
         made: dict[str, Any] = {"x": rng.standard_normal((tokens, k), np.float32)}
         made["rows"] = quantize_q8(w, group) if group else w.astype(DType(format).numpy)
         if format == "float32" and group:  # scales in float32, as llama2.c has them
-            made["rows"] = Q8Tensor(made["rows"].values, made["rows"].scales.astype(np.float32))
+            values = made["rows"].codes.data.view(np.int8)
+            made["rows"] = int8_tensor(values, made["rows"].scales.astype(np.float32))
         if bias:
             made["bias"] = rng.standard_normal(n, np.float32)
         if add:

@@ -12,14 +12,13 @@ from kuiperllm.backends.cpu.features import target
 from kuiperllm.backends.cpu.jit import Kernel
 from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
-from kuiperllm.ops.linear.weight import LinearWeight, Rows, check_rounded
-from kuiperllm.quant.q8 import Q8Tensor
+from kuiperllm.ops.linear.weight import LinearWeight, PackedSizes, Rounding, Rows, WeightFormat, check_rounded
+from kuiperllm.quant import SUPER_BLOCK, QuantTensor, Scheme
 
 _MODULE = "kuiperllm.ops.linear.cpu_kernel"
-_FLOAT_FORMATS = {"float32": 0, "float16": 1, "bfloat16": 2}
+_FLOAT_FORMATS = {DType.float32: 0, DType.float16: 1, DType.bfloat16: 2}
 _SLICE_BYTES = 8192  # of a row of W that a pass over x works on: 32 rows of it fit the second-level cache
 _PIECE_BYTES = 8 << 20  # of rows, in float32, that are laid out at a time
-_OFFSET_128 = int(np.uint32(0x80808080).view(np.int32))
 
 
 def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
@@ -28,7 +27,7 @@ def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> No
         return
     if _uses_amx(weight.format, *x.shape):
         _gemm_amx(x, weight, out, accumulate)
-    elif weight.format == "q8":
+    elif isinstance(weight.format, Scheme):
         _linear_q8(x, weight, out, accumulate)
     elif _uses_bf16_dot(weight.format, *x.shape):
         _gemm_bf16(x, weight, out, accumulate)
@@ -36,22 +35,23 @@ def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> No
         _linear_float(x, weight, out, accumulate)
 
 
-def _uses_amx(format: str, tokens: int, k: int) -> bool:
-    return tokens > 1 and format in ("bfloat16", "q8") and k % 32 == 0 and target().at_least("amx")
+def _uses_amx(format: WeightFormat, tokens: int, k: int) -> bool:
+    takes = format is DType.bfloat16 or isinstance(format, Scheme)
+    return tokens > 1 and takes and k % 32 == 0 and target().at_least("amx")
 
 
-def _uses_bf16_dot(format: str, tokens: int, k: int) -> bool:
-    return tokens > 1 and format == "bfloat16" and k % 16 == 0 and target().has_bf16
+def _uses_bf16_dot(format: WeightFormat, tokens: int, k: int) -> bool:
+    return tokens > 1 and format is DType.bfloat16 and k % 16 == 0 and target().has_bf16
 
 
-def rounding(format: str, tokens: int, k: int) -> str | None:
-    """What x is rounded to before it is multiplied: `int8` groups, `bfloat16`, or None."""
+def rounding(format: WeightFormat, tokens: int, k: int) -> Rounding:
+    """What x is rounded to before it is multiplied: int8 groups, bfloat16, or nothing."""
     if _uses_amx(format, tokens, k) or _uses_bf16_dot(format, tokens, k):
-        return "bfloat16"
-    return "int8" if format == "q8" else None
+        return DType.bfloat16
+    return format.group_size if isinstance(format, Scheme) else None
 
 
-def activation_dtype(format: str) -> DType:
+def activation_dtype(format: WeightFormat) -> DType:
     """float32: the CPU's vectors are as wide as its memory is fast."""
     return DType.float32
 
@@ -112,6 +112,7 @@ def _gemm_q8(group: int, half: bool, bias: bool, accumulate: bool) -> Kernel:
 def _linear_float(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
     tokens, k = x.shape
     n, pairs = weight.out_features, _pairs(weight.out_features)
+    assert isinstance(weight.format, DType)
     common = (weight.data, x, _bias(weight), out)
     if tokens == 1:
         kernel = _float_kernel("gemv_float", weight.format, weight.bias is not None, accumulate)
@@ -123,7 +124,7 @@ def _linear_float(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool
 
 
 @cache
-def _float_kernel(name: str, format: str, bias: bool, accumulate: bool) -> Kernel:
+def _float_kernel(name: str, format: DType, bias: bool, accumulate: bool) -> Kernel:
     rows = 6 if target().at_least("avx512") else 2
     return Kernel(
         _MODULE,
@@ -132,7 +133,7 @@ def _float_kernel(name: str, format: str, bias: bool, accumulate: bool) -> Kerne
         BIAS=bias,
         ACCUMULATE=accumulate,
         ROWS=rows,
-        SLICE=_SLICE_BYTES // DType(format).itemsize,
+        SLICE=_SLICE_BYTES // format.itemsize,
     )
 
 
@@ -235,11 +236,20 @@ def _bias(weight: LinearWeight) -> Tensor:
 # --- packing -----------------------------------------------------------------------------------------------
 
 
-def packed_sizes(format: str, n: int, k: int, group: int) -> tuple[int, int, int]:
-    """Bytes of packed values, number of scales, and length of the bias, for an [N, K] matrix."""
-    blocks = (n + 15) // 16
-    row_bytes = {"float32": 4 * k, "float16": 2 * k, "bfloat16": (k + 1) // 2 * 4, "q8": k}[format]
-    return blocks * 16 * row_bytes, blocks * 16 * (k // group if group else 0), blocks * 16
+def packed_sizes(format: WeightFormat, n: int, k: int) -> PackedSizes:
+    """Memory of an [N, K] matrix: N rounded up to a multiple of 16."""
+    rows = (n + 15) // 16 * 16
+    if isinstance(format, Scheme):
+        each = 2 if format.has_zeros else 1
+        super_blocks = k // SUPER_BLOCK if format.has_super_blocks else 0
+        return PackedSizes(
+            rows * (k * format.bits // 8),
+            rows * (k // format.group_size) * each,
+            rows * super_blocks * each,
+            rows,
+        )
+    row_bytes = (k + 1) // 2 * 4 if format is DType.bfloat16 else k * format.itemsize
+    return PackedSizes(rows * row_bytes, 0, 0, rows)
 
 
 def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
@@ -251,27 +261,26 @@ def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
     step = max(16, _PIECE_BYTES // (4 * k) // 16 * 16)
     for start in range(0, n, step):
         part = slice(start, start + step)
-        if isinstance(rows, Q8Tensor):
-            _pack_rows(weight, first + start, rows.values[part])
+        if isinstance(rows, QuantTensor):
+            _pack_rows(weight, first + start, rows.codes[part].unpack())
             _write_scales(weight, first + start, rows.scales[part])
-        elif weight.format == "q8":
+        elif isinstance(weight.format, Scheme):
             _quantize_rows_of(weight, first + start, rows[part])
         else:
-            _pack_rows(weight, first + start, rows[part].astype(DType(weight.format).numpy, copy=False))
+            _pack_rows(weight, first + start, rows[part].astype(weight.format.numpy, copy=False))
 
 
 def _pack_rows(weight: LinearWeight, first: int, values: NDArray[Any]) -> None:
     n, k = values.shape
-    if weight.format == "bfloat16" and k % 2:
+    if weight.format is DType.bfloat16 and k % 2:
         values = np.pad(values.view(np.uint16), ((0, 0), (0, 1)))
     source = Tensor.from_numpy(np.ascontiguousarray(values).view(np.uint8))
     row_bytes = source.shape[1]
     packed = weight.data[first * row_bytes :]
-    if weight.format == "float16":
+    if weight.format is DType.float16:
         launch(_PACK_HALVES, source, packed, n, k, items=(n + 15) // 16)
     else:
-        flip = _OFFSET_128 if weight.format == "q8" else 0
-        launch(_PACK_WORDS, source, packed, n, row_bytes // 4, flip, items=(n + 15) // 16)
+        launch(_PACK_WORDS, source, packed, n, row_bytes // 4, 0, items=(n + 15) // 16)
 
 
 def _quantize_rows_of(weight: LinearWeight, first: int, rows: NDArray[Any]) -> None:
@@ -280,7 +289,9 @@ def _quantize_rows_of(weight: LinearWeight, first: int, rows: NDArray[Any]) -> N
     scratch = Tensor.empty((num_threads(), weight.group_size), DType.int8)
     failed = Tensor.zeros((1,), DType.int32)
     launch(
-        Kernel(_MODULE, "quantize_pack", GROUP=weight.group_size, FORMAT=_FLOAT_FORMATS[rows.dtype.name]),
+        Kernel(
+            _MODULE, "quantize_pack", GROUP=weight.group_size, FORMAT=_FLOAT_FORMATS[DType.of(rows.dtype)]
+        ),
         Tensor.from_numpy(np.ascontiguousarray(rows).view(np.uint8)),
         weight.data[first * k :],
         weight.scales[first * (k // weight.group_size) :],

@@ -18,8 +18,8 @@ from kuiperllm.backends.cuda.launch import Kernel, launch
 from kuiperllm.backends.cuda.rows import VECTOR_BYTES, grid
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.contract import ACTIVATIONS
-from kuiperllm.ops.linear.weight import LinearWeight, Rows, check_rounded
-from kuiperllm.quant.q8 import Q8Tensor
+from kuiperllm.ops.linear.weight import LinearWeight, PackedSizes, Rounding, Rows, WeightFormat, check_rounded
+from kuiperllm.quant import SUPER_BLOCK, QuantTensor, Scheme
 
 _SOURCE = Path(__file__).with_name("cuda_weights.cu")
 _BLOCK = 256
@@ -28,44 +28,45 @@ _MAX_BLOCKS = 1 << 16
 _PIECE_BYTES = 32 << 20  # of rows that are copied on the host, or held by the device to be converted
 
 
-def activation_dtype(format: str) -> DType:
-    """The type of activations for weights of a format: their own, for int8 groups bfloat16."""
-    return DType.bfloat16 if format == "q8" else DType(format)
+def activation_dtype(format: WeightFormat) -> DType:
+    """The type of activations for weights of a format: their own, for quantized ones bfloat16."""
+    return DType.bfloat16 if isinstance(format, Scheme) else format
 
 
-def rounding(format: str, tokens: int, k: int) -> str | None:
+def rounding(format: WeightFormat, tokens: int, k: int) -> Rounding:
     """What x is rounded to before it is multiplied: nothing, whatever the weights are."""
     return None
 
 
-def row_bytes(format: str, k: int) -> int:
+def row_bytes(format: WeightFormat, k: int) -> int:
     """Bytes from one row of packed values to the next: the columns, and zeros up to a whole vector.
 
-    Rows of int8 groups are not padded.
+    Rows of codes are not padded.
     """
-    if format == "q8":
-        return k
-    return -(-k * DType(format).itemsize // VECTOR_BYTES) * VECTOR_BYTES
+    if isinstance(format, Scheme):
+        return k * format.bits // 8
+    return -(-k * format.itemsize // VECTOR_BYTES) * VECTOR_BYTES
 
 
-def packed_sizes(format: str, n: int, k: int, group: int) -> tuple[int, int, int]:
-    """Bytes of packed values, number of scales, and length of the bias, for an [N, K] matrix.
-
-    The scales are an even number, because kernels load two at once.
-    """
-    scales = n * (k // group) if group else 0
-    return n * row_bytes(format, k), -(-scales // 2) * 2, -(-n // 16) * 16
+def packed_sizes(format: WeightFormat, n: int, k: int) -> PackedSizes:
+    """Memory of an [N, K] matrix. The scales fill whole words, because kernels load such."""
+    scales = super_scales = 0
+    if isinstance(format, Scheme):
+        each, word = (2 if format.has_zeros else 1), 4 // format.scale.itemsize
+        scales = -(-n * (k // format.group_size) * each // word) * word
+        super_scales = n * (k // SUPER_BLOCK) * each if format.has_super_blocks else 0
+    return PackedSizes(n * row_bytes(format, k), scales, -(-super_scales // 2) * 2, -(-n // 16) * 16)
 
 
 def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
     """Lay out rows `first` and on; see `LinearWeight.write_rows`."""
-    if isinstance(rows, Q8Tensor):
+    if isinstance(rows, QuantTensor):
         assert weight.scales is not None
-        _copy_rows(weight.data, first, rows.values)
+        _copy_rows(weight.data, first, rows.codes.unpack() ^ np.uint8(0x80))
         _copy_rows(weight.scales, first, rows.scales.astype(weight.scales.dtype.numpy, copy=False))
-    elif weight.format == "q8":
+    elif isinstance(weight.format, Scheme):
         _quantize_rows(weight, first, rows)
-    elif rows.dtype.name == weight.format and rows[:1].nbytes == row_bytes(weight.format, rows.shape[1]):
+    elif DType.of(rows.dtype) is weight.format and rows[:1].nbytes == row_bytes(weight.format, rows.shape[1]):
         _copy_rows(weight.data, first, rows)
     else:
         _convert_rows(weight, first, rows)
@@ -80,7 +81,8 @@ def _copy_rows(packed: Tensor, first: int, rows: NDArray[Any]) -> None:
 
 
 def _convert_rows(weight: LinearWeight, first: int, rows: NDArray[Any]) -> None:
-    to, stride_bytes = DType(weight.format), row_bytes(weight.format, weight.in_features)
+    assert isinstance(weight.format, DType)
+    to, stride_bytes = weight.format, row_bytes(weight.format, weight.in_features)
     stride = stride_bytes // to.itemsize
     for start, piece in _pieces(rows):
         launch(

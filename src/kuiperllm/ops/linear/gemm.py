@@ -11,7 +11,8 @@ from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.linear import gemm_hopper
 from kuiperllm.ops.linear.cuda_weights import row_bytes
 from kuiperllm.ops.linear.gemm_tiling import ACCUMULATE, PLAIN, SWIGLU
-from kuiperllm.ops.linear.weight import LinearWeight
+from kuiperllm.ops.linear.weight import LinearWeight, WeightFormat
+from kuiperllm.quant import Scheme
 
 _MMA = Path(__file__).with_name("gemm_mma.cu")
 _SIMT = Path(__file__).with_name("gemm_simt.cu")
@@ -46,7 +47,7 @@ def gemm(
 def _can_use_mma(x: Tensor, weight: LinearWeight) -> bool:
     if x.dtype is DType.float32 or x.shape[1] % 8 or x.address % 16 or (x.shape[0] > 1 and x.strides[0] % 8):
         return False
-    return weight.format == x.dtype.name or weight.group_size in _GROUPS
+    return weight.format is x.dtype or weight.group_size in _GROUPS
 
 
 # --- tensor cores -----------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ def _simt_plan(
     m: int,
     n: int,
     dtype: DType,
-    format: str,
+    format: WeightFormat,
     scales: DType | None,
     out_dtype: DType,
     epilogue: int,
@@ -190,7 +191,7 @@ def _simt_plan(
         _SIMT,
         "gemm",
         T=dtype,
-        W=DType.int8 if format == "q8" else DType(format),
+        W=DType.int8 if isinstance(format, Scheme) else format,
         SCALE=scales or DType.float16,
         OUT=out_dtype,
         LOAD=load,
@@ -204,5 +205,5 @@ def _simt_plan(
 
 def _row(weight: LinearWeight) -> int:
     """Elements from one row of the weights to the next."""
-    itemsize = 1 if weight.format == "q8" else DType(weight.format).itemsize
+    itemsize = 1 if isinstance(weight.format, Scheme) else weight.format.itemsize
     return row_bytes(weight.format, weight.in_features) // itemsize

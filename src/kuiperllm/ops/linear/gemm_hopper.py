@@ -20,7 +20,7 @@ _ALIGNMENT = 16  # of what the copy engine moves
 
 def can_take(x: Tensor, weight: LinearWeight, epilogue: int) -> bool:
     """Whether the copy engine can read the operands, and the tensor cores multiply them."""
-    if weight.format != x.dtype.name or x.dtype is DType.float32 or not chip(x.device).is_hopper:
+    if weight.format is not x.dtype or x.dtype is DType.float32 or not chip(x.device).is_hopper:
         return False
     if epilogue == SWIGLU and weight.out_features % 16:
         return False
@@ -129,9 +129,9 @@ def _maps(
 ) -> tuple[bytes, bytes, bytes]:
     """How the copy engine sees P, Q and the result."""
     (m, k), n, width = x.shape, weight.out_features, out.shape[1]
-    element = weight.format
+    element = str(x.dtype)
     of_x, of_w = plan.rows
-    row = row_bytes(element, k)
+    row = row_bytes(x.dtype, k)
     map_x = tensor_map(x, element, (k, m), (_row_bytes(x, row),), (_STEP, of_x), 128)
     if epilogue == SWIGLU:  # tiles of 8 gate rows, 8 up rows, 8 gate rows, ...
         sizes, strides = (k, 8, 2, width // 8), (row, row * width, row * 8)
@@ -141,7 +141,7 @@ def _maps(
     map_p, map_q = (map_w, map_x) if plan.tiling.swap else (map_x, map_w)
     if direct:
         return map_p, map_q, map_x  # the third is not looked at
-    out_row = _row_bytes(out, row_bytes(element, width))
+    out_row = _row_bytes(out, row_bytes(x.dtype, width))
     map_out = tensor_map(out, element, (width, m), (out_row,), plan.chunk, plan.chunk[0] * 2)
     return map_p, map_q, map_out
 

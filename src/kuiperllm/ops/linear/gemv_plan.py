@@ -16,6 +16,8 @@ from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.jit import Kernel
 from kuiperllm.backends.cuda.sources import Parameter
 from kuiperllm.core import DType
+from kuiperllm.ops.linear.weight import WeightFormat
+from kuiperllm.quant import Scheme
 
 MAX_GEMV_ROWS = 8
 """Up to so many rows of x, a product is limited by reading the matrix, and is a GEMV's; beyond, a GEMM's."""
@@ -40,7 +42,7 @@ _TWO_BLOCKS_ELEMENTS = 88  # up to so many, the registers of two blocks fit
 _MIN_ROW_BYTES = 2048  # longer rows are shared by at least two warps
 
 # What a warp issues, about: for 16 bytes of a row in a lane, and for summing up a pair of rows.
-_VECTOR_COST = {"float32": 12, "float16": 20, "bfloat16": 20, "q8": 60}
+_VECTOR_COST = {DType.float32: 12, DType.float16: 20, DType.bfloat16: 20, DType.int8: 60}
 _PAIR_COST = 40
 _CHUNK_COST = 8  # for adding the chunks of a row
 _X_RATE = 80  # elements of x that a block loads meanwhile: each group of warps loads all
@@ -57,10 +59,7 @@ class Problem(NamedTuple):
     """For each of them: rows of the matrix, or half as many if `swiglu`."""
     k: int
     """Columns of the matrix."""
-    format: str
-    group: int
-    """Columns that share a scale, with int8 groups; else 0."""
-    scales: DType
+    format: WeightFormat
     activation: DType
     out: DType
     bias: bool
@@ -74,7 +73,17 @@ class Problem(NamedTuple):
     @property
     def weight(self) -> DType:
         """The type of the matrix's elements."""
-        return DType.int8 if self.format == "q8" else DType(self.format)
+        return DType.int8 if isinstance(self.format, Scheme) else self.format
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale; 0 if the matrix is not quantized."""
+        return self.format.group_size if isinstance(self.format, Scheme) else 0
+
+    @property
+    def scales(self) -> DType:
+        """The type of scales."""
+        return self.format.scale if isinstance(self.format, Scheme) else DType.float16
 
     @property
     def row_bytes(self) -> int:
@@ -139,11 +148,11 @@ def _fits(problem: Problem, method: Method) -> bool:
         return False
     if problem.prologue == "MERGE" and problem.head_dim * itemsize % _VECTOR:
         return False
-    if problem.format == "q8" and (problem.group % 16 or 256 % problem.group):
+    if problem.group and (problem.group % 16 or 256 % problem.group):
         return False
     if method == "vector":
         return problem.weight.itemsize <= itemsize
-    if problem.format == "q8":
+    if problem.group:
         halves_a_unit = problem.group == 32 and problem.scales is DType.float16
         return itemsize == 2 and problem.k % 64 == 0 and (problem.group % 64 == 0 or halves_a_unit)
     return itemsize == 2 and problem.weight is problem.activation
@@ -276,7 +285,7 @@ def _cost(problem: Problem, found: Plan) -> float:
         return -(-tiles // groups) * (-(-_steps(problem) // found.chunks) + 0.5) + found.chunks / 100
     rows, pairs = -(-outputs // groups) * problem.halves, _pairs(problem, found.chunks, outputs)
     steps = -(-_chunk_vectors(problem, found.chunks) // 32)
-    cost: float = rows * steps * _VECTOR_COST[problem.format] * problem.rows + pairs * _PAIR_COST
+    cost: float = rows * steps * _VECTOR_COST[problem.weight] * problem.rows + pairs * _PAIR_COST
     cost += groups * problem.k / _X_RATE + found.chunks * _CHUNK_COST
     # Two stages do where there is no room for three, or where they hold much of what is to be read.
     return cost if found.stages >= min(3, _stages_wanted(pairs)) else cost * 1.5

@@ -12,10 +12,10 @@ from kuiperllm.errors import DeviceError, ShapeError
 from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
-from kuiperllm.ops.linear import LinearWeight, Rows, pack
+from kuiperllm.ops.linear import LinearWeight, Rows, format_of, pack
 from kuiperllm.ops.linear import reference as linear_reference
 from kuiperllm.ops.rms_norm import reference as norm_reference
-from kuiperllm.quant.q8 import Q8Tensor, quantize_q8
+from kuiperllm.quant import QuantTensor, quantize_q8
 
 CONTRACT = Contract(
     "norm_linear",
@@ -84,13 +84,12 @@ def reference(
     device: Device,
 ) -> NDArray[Any]:
     """Norm, then product, as the device rounds in between."""
-    format = "q8" if isinstance(rows, Q8Tensor) else rows.dtype.name
-    rounding = implementation("linear", device).rounding(format, *x.shape)
+    rounding = implementation("linear", device).rounding(format_of(rows), *x.shape)
     return linear_reference(norm_reference(x, norm_weight, eps), rows, bias, rounding=rounding)
 
 
 def prepare(
-    x: Tensor, norm_weight: Tensor, eps: float, rows: Tensor | Q8Tensor, bias: Tensor | None = None
+    x: Tensor, norm_weight: Tensor, eps: float, rows: Tensor | QuantTensor, bias: Tensor | None = None
 ) -> dict[str, Any]:
     """The arguments of a case with its weights packed."""
     return {"x": x, "norm_weight": norm_weight, "eps": eps, "weight": pack(rows, bias, x.device)}
