@@ -14,10 +14,10 @@ import kuiperllm.backends
 import kuiperllm.ops
 from kuiperllm.core import DType
 from kuiperllm.ops.cases import Case
-from kuiperllm.ops.linear import FORMATS
 
 OUTPUT = Path(__file__).resolve().parents[1] / "docs" / "ops.md"
 SOURCES = "../src/kuiperllm/ops"
+WEIGHTS = "float32, float16, bfloat16, quantized"
 KERNELS = {"cpu": "*_kernel.py", "cuda": "*.cu"}
 """By back end, what files with kernels are named."""
 
@@ -31,7 +31,8 @@ edit. What an operator is made of, and how the kernels work, is in [architecture
 
 For each device: the types that activations may have, and in brackets the number of test cases; a case counts
 once for each of these types that its arguments can have. Weight formats are those of the matrices that an
-operator multiplies by or looks rows up in; every format goes with every type of activations.
+operator multiplies by or looks rows up in; every format goes with every type of activations. Quantized ones
+have codes of 2, 3, 4, 5, 6 or 8 bits or FP8 (e4m3), as `quant.Scheme` describes them.
 """
 
 KERNELS_HEADER = """\
@@ -64,7 +65,7 @@ def _table(head: list[str], rows: Iterator[list[str]]) -> str:
 def _summary(op: str, devices: list[str]) -> list[str]:
     package = importlib.import_module(f"kuiperllm.ops.{op}")
     first_line = (package.__doc__ or "").strip().partition("\n")[0].replace("|", "\\|")
-    weights = ", ".join(FORMATS) if _takes_weights(package, op) else "-"
+    weights = WEIGHTS if _takes_weights(package, op) else "-"
     link = f"[`{op}`]({SOURCES}/{op}/__init__.py)"
     return [link, first_line, *(_support(op, device, package.CASES) for device in devices), weights]
 

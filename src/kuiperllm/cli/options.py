@@ -78,7 +78,10 @@ class EngineOptions:
         ),
     ] = "auto"
     quant: Annotated[
-        str, _option(_ENGINE, "QUANT", "Quantize linear layers while loading: none or q8 (int8 groups).")
+        str,
+        _option(
+            _ENGINE, "QUANT", "Quantize linear layers while loading: none, q8 or q4 (int8 or int4 groups)."
+        ),
     ] = "none"
     group_size: Annotated[int, _option(_ENGINE, "N", "Weights that share a scale: 32, 64 or 128.")] = 64
     max_model_len: Annotated[

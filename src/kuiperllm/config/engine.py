@@ -48,6 +48,11 @@ class EngineConfig:
     num_threads: int | None = None
     """Threads of the CPU back end; None: `KUIPER_NUM_THREADS`, else the physical cores."""
 
+    @property
+    def quantizes(self) -> bool:
+        """Whether weights are quantized while they are loaded."""
+        return self.quant not in (None, "none")
+
     def __post_init__(self) -> None:
         for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_threads"):
             value = getattr(self, name)

@@ -17,7 +17,7 @@ from kuiperllm.engine.kv_cache import bytes_per_token
 from kuiperllm.errors import TokenizerError
 from kuiperllm.layers import WeightLoader
 from kuiperllm.models import Decoder, build_model
-from kuiperllm.quant import Scheme
+from kuiperllm.quant import AT_LOAD
 from kuiperllm.text import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def load_decoder(
         checkpoint,
         device,
         dtype=None if engine.dtype == "auto" else DType(engine.dtype),
-        quant=None if engine.quant == "none" else engine.quant,
+        quant=engine.quant if engine.quantizes else None,
         group_size=engine.group_size,
         progress=None if progress is None else lambda done, total: progress("loading", done, total),
     )
@@ -193,7 +193,7 @@ def kv_dtype(checkpoint: Checkpoint, engine: EngineConfig) -> DType:
     if engine.kv_cache_dtype != "auto":
         return DType(engine.kv_cache_dtype)
     matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
-    if engine.quant in ("q8", "q4") or any(info.scheme is not None for info in matrices):
+    if engine.quantizes or any(info.scheme is not None for info in matrices):
         # float16 is the more precise; a GPU's tensor cores want it to be what the activations are.
         return DType.float16 if Device(engine.device).is_host else DType.bfloat16
     if engine.dtype != "auto":
@@ -252,6 +252,6 @@ def _packed_bytes(info: TensorInfo, engine: EngineConfig) -> int:
         return 4 * elements
     if info.scheme is not None:
         return info.scheme.nbytes(*info.shape)
-    if engine.quant in ("q8", "q4") and info.shape[1] % 32 == 0:
-        return Scheme(8 if engine.quant == "q8" else 4, 32).nbytes(*info.shape)
+    if engine.quantizes and info.shape[1] % 32 == 0:
+        return AT_LOAD[str(engine.quant)](32).nbytes(*info.shape)
     return elements * (DType(info.dtype) if engine.dtype == "auto" else DType(engine.dtype)).itemsize

@@ -17,13 +17,12 @@ from kuiperllm.checkpoint import Checkpoint, Weight
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.ops.linear import LinearWeight, Rows, WeightFormat, can_be_kept
-from kuiperllm.quant import QuantTensor, Scheme, concatenate, q4, q8
+from kuiperllm.quant import AT_LOAD, QuantTensor, concatenate
 
 log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 8 << 20
 _GROUP_SIZES = (128, 64, 32)
-_SCHEMES: dict[str, Callable[[int], Scheme]] = {"q8": q8, "q4": q4}
 
 Progress = Callable[[int, int], None]
 """Told of progress as (bytes done, bytes in all), as the file counts them."""
@@ -170,7 +169,7 @@ class WeightLoader:
             return self.dtype or DType.bfloat16
         if self.quant is not None:
             groups = (group for group in _GROUP_SIZES if group <= self.group_size)
-            schemes = (_SCHEMES[self.quant](group) for group in groups)
+            schemes = (AT_LOAD[self.quant](group) for group in groups)
             if scheme := next((scheme for scheme in schemes if can_be_kept(scheme, columns)), None):
                 return scheme
             self._warn(columns, "rows of %d weights cannot be cut into groups of %d; not quantized", 32)

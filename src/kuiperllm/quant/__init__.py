@@ -2,10 +2,11 @@
 
 from kuiperllm.quant.codes import CodeLayout, Codes, Plane
 from kuiperllm.quant.q8 import int8_tensor, quantize_q8
-from kuiperllm.quant.scheme import SUPER_BLOCK, Coding, Scheme, q4, q8
+from kuiperllm.quant.scheme import AT_LOAD, SUPER_BLOCK, Coding, Scheme, q4, q8
 from kuiperllm.quant.tensor import QuantTensor, concatenate
 
 __all__ = [
+    "AT_LOAD",
     "SUPER_BLOCK",
     "CodeLayout",
     "Codes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,3 +104,7 @@ def q8(group_size: int, scale: DType = DType.float16) -> Scheme:
 def q4(group_size: int, *, symmetric: bool = True) -> Scheme:
     """int4 groups: weights from -8 to 7 scales, or 16 codes from a zero point on."""
     return Scheme(4, group_size, DType.float16, "middle" if symmetric else "zeros")
+
+
+AT_LOAD: dict[str, Callable[[int], Scheme]] = {"q8": q8, "q4": q4}
+"""What weights can be rounded to while a model is loaded: by name, the scheme for a group size."""
