@@ -27,6 +27,9 @@ def test_all_is_sorted_and_complete() -> None:
         "Chunk",
         "Device",
         "Tensor",
+        "Perplexity",
+        "Comparison",
+        "compare",
     }
     assert expected | {"DType", "TokenLogprobs", "__version__"} == set(kuiperllm.__all__) - exceptions
 

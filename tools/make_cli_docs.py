@@ -39,14 +39,14 @@ def document() -> str:
 def _section(name: str, command: Any) -> Iterator[str]:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
-    usage = " ".join(["kuiper", name, "[OPTIONS]", *(f"[{p.name.upper()}]" for p in arguments)])
+    usage = " ".join(["kuiper", name, "[OPTIONS]", *map(_placeholder, arguments)])
     yield f"## kuiper {name}\n\n{' '.join(command.help.split())}\n\n"
     yield f"```text\n{usage}\n```\n\n"
     examples = [line.strip() for line in (command.epilog or "").splitlines()[1:] if line.strip()]
     if examples:
         yield "```console\n" + "\n".join(examples) + "\n```\n\n"
     for parameter in arguments:
-        yield f"`{parameter.name.upper()}`: {_text(parameter.help)}\n\n"
+        yield f"`{parameter.metavar or parameter.name.upper()}`: {_text(parameter.help)}\n\n"
     panels: dict[str, list[Any]] = {}
     for option in options:
         panels.setdefault(getattr(option, "rich_help_panel", None) or "Options", []).append(option)
@@ -54,6 +54,13 @@ def _section(name: str, command: Any) -> Iterator[str]:
         yield f"| {panel} | |\n| --- | --- |\n"
         yield from (f"| {_names(option)} | {_text(option.help)}{_default(option)} |\n" for option in members)
         yield "\n"
+
+
+def _placeholder(argument: Any) -> str:
+    """How an argument stands in the line of usage."""
+    if argument.metavar:
+        return str(argument.metavar)
+    return argument.name.upper() if argument.required else f"[{argument.name.upper()}]"
 
 
 def _names(option: Any) -> str:

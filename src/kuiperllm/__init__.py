@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
     from kuiperllm.core import Device, DType, Tensor
+    from kuiperllm.engine.comparison import Comparison, compare
     from kuiperllm.engine.llm import LLM
     from kuiperllm.engine.output import Chunk, Completion
+    from kuiperllm.engine.perplexity import Perplexity
     from kuiperllm.engine.sequence import TokenLogprobs
     from kuiperllm.errors import (
         ChatTemplateError,
@@ -44,6 +46,7 @@ __all__ = [
     "ChatTemplateError",
     "CheckpointError",
     "Chunk",
+    "Comparison",
     "Completion",
     "ConfigError",
     "ContextLengthError",
@@ -59,6 +62,7 @@ __all__ = [
     "MemoryLifetimeError",
     "ModelConfig",
     "OutOfMemoryError",
+    "Perplexity",
     "SamplingError",
     "SamplingParams",
     "ShapeError",
@@ -68,6 +72,7 @@ __all__ = [
     "UnsupportedError",
     "UsageError",
     "__version__",
+    "compare",
 ]
 
 _MODULE_OF = {
@@ -77,9 +82,12 @@ _MODULE_OF = {
     "DType": "kuiperllm.core",
     "Device": "kuiperllm.core",
     "Tensor": "kuiperllm.core",
+    "Comparison": "kuiperllm.engine.comparison",
+    "compare": "kuiperllm.engine.comparison",
     "LLM": "kuiperllm.engine.llm",
     "Chunk": "kuiperllm.engine.output",
     "Completion": "kuiperllm.engine.output",
+    "Perplexity": "kuiperllm.engine.perplexity",
     "TokenLogprobs": "kuiperllm.engine.sequence",
 }
 """Where a name is defined; the exceptions are all in `kuiperllm.errors`."""

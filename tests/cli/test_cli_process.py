@@ -21,7 +21,7 @@ from kuiperllm.cli.interrupts import not_lost, postponed
 from kuiperllm.engine.llm import LLM
 from kuiperllm.errors import KuiperError, UsageError
 
-COMMANDS = ("generate", "chat", "info", "tokenize", "bench", "doctor")
+COMMANDS = ("generate", "chat", "info", "tokenize", "bench", "perplexity", "compare", "doctor")
 
 
 # --- help -------------------------------------------------------------------------------------------------

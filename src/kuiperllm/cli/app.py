@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kuiperllm.cli import bench, chat, doctor, generate, info, tokenize
+from kuiperllm.cli import bench, chat, compare, doctor, generate, info, perplexity, tokenize
 from kuiperllm.cli.output import write
 
 app = typer.Typer(
@@ -49,4 +49,6 @@ _add(chat.chat, chat)
 _add(info.info, info)
 _add(tokenize.tokenize, tokenize)
 _add(bench.bench, bench)
+_add(perplexity.perplexity, perplexity)
+_add(compare.compare, compare)
 _add(doctor.doctor, doctor)

@@ -16,12 +16,14 @@ import typer
 
 from kuiperllm.cli.output import set_verbosity
 from kuiperllm.config import EngineConfig, SamplingParams
+from kuiperllm.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
 _MODEL = "Model"
 _SAMPLING = "Sampling"
 _ENGINE = "Engine"
+_TEXT = "Text"
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Verbose = Annotated[
@@ -169,6 +171,67 @@ class SamplingOptions:
         """
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return defaults.with_changes(**fallbacks | {k: v for k, v in given.items() if v is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """How a text that is scored is cut."""
+
+    context: Annotated[
+        int | None,
+        _option(
+            _TEXT,
+            "N",
+            "Tokens in a window. Each begins anew, and its second half is scored. Default: 512, or what the "
+            "model allows.",
+        ),
+    ] = None
+    stride: Annotated[
+        int | None,
+        _option(
+            _TEXT,
+            "N",
+            "Windows begin every N tokens instead, are N / 2 tokens longer, and their last N tokens are "
+            "scored.",
+        ),
+    ] = None
+    chunks: Annotated[int | None, _option(_TEXT, "N", "Score the first N windows only.")] = None
+    separator: Annotated[
+        str | None,
+        _option(
+            _TEXT,
+            "TEXT",
+            "The file holds several texts with this between them: score each of them whole, from its "
+            "beginning.",
+        ),
+    ] = None
+
+    def texts(self, text: str) -> str | list[str]:
+        """One long text, or with `--separator` the texts in it, without blanks around them."""
+        if self.separator is None:
+            return text
+        return [part.strip() for part in text.split(self.separator) if part.strip()]
+
+    def as_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `LLM.perplexity` and `compare`."""
+        return {"context": self.context, "stride": self.stride, "max_windows": self.chunks}
+
+    def check(self) -> None:
+        """Refuse what makes no sense, before a model is loaded.
+
+        Raises:
+            UsageError: a number is not possible, or options contradict each other.
+        """
+        if self.separator == "":
+            raise UsageError("--separator must not be empty")
+        if self.separator is not None and (self.context is not None or self.stride is not None):
+            raise UsageError("--separator scores whole texts; --context and --stride do not go with it")
+        from kuiperllm.engine.windows import MIN_CONTEXT
+
+        least = {"--context": MIN_CONTEXT, "--stride": 1, "--chunks": 1}
+        for (name, bound), value in zip(least.items(), (self.context, self.stride, self.chunks), strict=True):
+            if value is not None and value < bound:
+                raise UsageError(f"{name} must be at least {bound}, not {value}")
 
 
 def with_option_groups(command: Command) -> Command:

@@ -13,7 +13,10 @@ from kuiperllm.cli.output import is_terminal
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+log = logging.getLogger(__name__)
+
 _PATIENCE_S = 0.3  # what is done sooner needs no bar, and the bar's library takes a tenth of a second to load
+_EVERY_S = 5.0  # between two lines of the log
 _COMPILING = "compiling kernels for this machine (first run only) ..."
 
 
@@ -27,7 +30,7 @@ class Reporter:
     def __init__(self) -> None:
         quiet = not logging.getLogger("kuiperllm").isEnabledFor(logging.INFO)
         self._live = quiet and is_terminal(sys.stderr)
-        self._started = time.monotonic()
+        self._started = self._told = time.monotonic()
         self._bars: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
         self._compiled = 0
@@ -53,6 +56,15 @@ class Reporter:
         from kuiperllm.core.memory import format_bytes
 
         self._show(what, done, total, f"{format_bytes(done)} of {format_bytes(total)}")
+
+    def count(self, what: str, done: int, total: int, note: str) -> None:
+        """So many tokens of a text are done; without bars, the log says so now and then."""
+        now = time.monotonic()
+        if self._live:
+            self._show(what, done, total, note)
+        elif now - self._told > _EVERY_S or done == total:
+            self._told = now
+            log.info("%s: %d of %d tokens, %s", what, done, total, note)
 
     def compiling(self, kernel: str) -> None:
         """A kernel is about to be compiled."""

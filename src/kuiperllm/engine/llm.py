@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Generator, Mapping
 from collections.abc import Sequence as List
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from numbers import Integral
 from pathlib import Path
@@ -21,9 +21,11 @@ from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.loading import LoadedModel, Progress, load_model, max_batched_tokens
 from kuiperllm.engine.loop import StepLoop
 from kuiperllm.engine.output import Chunk, Completion, OutputStream
+from kuiperllm.engine.perplexity import Perplexity, Watch, perplexity
 from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
 from kuiperllm.engine.scheduler import Scheduler
+from kuiperllm.engine.scoring import Scorer
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.errors import ChatTemplateError, ContextLengthError, TokenizerError, UsageError
 
@@ -182,6 +184,63 @@ class LLM:
         }
         return SamplingParams(**{k: v for k, v in found.items() if v is not None})  # type: ignore[arg-type]
 
+    # --- scoring ------------------------------------------------------------------------------------------
+
+    def perplexity(
+        self,
+        text: Prompt | List[Prompt],
+        *,
+        context: int | None = None,
+        stride: int | None = None,
+        max_windows: int | None = None,
+        progress: Watch | None = None,
+    ) -> Perplexity:
+        """How well the model predicts a text; docs/accuracy.md says what the figure means.
+
+        Args:
+            text: one text, or the ids of its tokens: it is cut into windows, of which a part is scored. Or
+                several: each is run from its beginning to its end, and all its tokens but the first count.
+            context: tokens in a window (default: 512, or the model's context if that is shorter).
+            stride: tokens from one window to the next, of which only these many at its end count then;
+                without it, windows stand one behind the other, and of each the second half counts.
+            max_windows: the first so many windows, or texts, are enough.
+            progress: told of progress as (tokens taken in, tokens in all, perplexity so far).
+
+        Raises:
+            UsageError: the text is too short, or a number is not possible.
+            ContextLengthError: a window, or one of several texts, does not fit into the model's context.
+            CheckpointError: a logit is no finite number.
+            TokenizerError: the text cannot be encoded, or a token id is out of range.
+        """
+        return perplexity(
+            self, text, context=context, stride=stride, max_windows=max_windows, progress=progress
+        )
+
+    @contextmanager
+    def scorer(self) -> Generator[Scorer, None, None]:
+        """What gives the logits, or log probabilities, of all tokens of a text, inside the `with` block.
+
+        Raises:
+            UsageError: the model is generating.
+        """
+        with self._exclusively():
+            engine, device = self.engine_config, self.loaded.decoder.device
+            yield Scorer(self._runner, self._pool, max_batched_tokens(engine, device))
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """The tokens of a text, with those that the tokenizer adds; ids are checked and stay as they are.
+
+        Raises:
+            TokenizerError: the text cannot be encoded, or a token id is out of range.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        for token_id in ids:
+            if not 0 <= token_id < self.config.vocab_size:
+                raise TokenizerError(
+                    f"token id {token_id} is outside the model's vocabulary of {self.config.vocab_size}"
+                )
+        return ids
+
     # --- one step after the other ---------------------------------------------------------------------------
 
     def _chunks(self, sequence: Sequence) -> Generator[Chunk, None, None]:
@@ -192,12 +251,7 @@ class LLM:
     def _run(self, sequences: List[Sequence]) -> Generator[tuple[int, Chunk], None, None]:
         """(index of the sequence, chunk) as they are made."""
         streams: dict[int, OutputStream] = {}
-        if not self._lock.acquire(blocking=False):
-            raise UsageError(
-                "this LLM is already generating: finish or close that stream first, or use one LLM per thread"
-            )
-        try:
-            self._forget()  # an interrupt may have come while the last run did
+        with self._exclusively():
             for index, sequence in enumerate(sequences):
                 streams[sequence.number] = OutputStream(index, sequence, self.tokenizer, time.perf_counter())
                 self._scheduler.add(sequence)
@@ -209,6 +263,17 @@ class LLM:
                     if sequence.finish_reason is not None:
                         self._scheduler.finish(sequence)
                     yield stream.index, chunk
+
+    @contextmanager
+    def _exclusively(self) -> Generator[None, None, None]:
+        """Nobody else uses the model inside the `with` block; all cache blocks are free before and after."""
+        if not self._lock.acquire(blocking=False):
+            raise UsageError(
+                "this LLM is already generating: finish or close that stream first, or use one LLM per thread"
+            )
+        try:
+            self._forget()  # an interrupt may have come while the last run did
+            yield
         finally:
             try:
                 self._forget()
@@ -220,14 +285,9 @@ class LLM:
         self._scheduler.clear(self._runner.cache.num_blocks)
 
     def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        ids = self.token_ids(prompt)
         if not ids:
             raise UsageError("the prompt is empty, and the tokenizer has no token to begin a text with")
-        for token_id in ids:
-            if not 0 <= token_id < self.config.vocab_size:
-                raise TokenizerError(
-                    f"token id {token_id} is outside the model's vocabulary of {self.config.vocab_size}"
-                )
         room = self.max_model_len - len(ids)
         if room < 1:
             raise ContextLengthError(

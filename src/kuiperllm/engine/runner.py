@@ -64,6 +64,25 @@ class Runner:
             sequence.num_computed += step.num_tokens
         return logits
 
+    def residual(self, step: Step, num_blocks: int) -> Tensor:
+        """Process a piece of a prompt, and give what the logits of all its tokens are made from.
+
+        Args:
+            step: one sequence, whose blocks suffice for these tokens.
+            num_blocks: how many blocks there are in all.
+
+        Returns:
+            [num_tokens, D], for `Decoder.logits_of`.
+        """
+        self._reserve(step, num_blocks)
+        (sequence,) = step.sequences
+        prefill = Prefill(self.model, self.cache, step.num_tokens, self._key(step)[1])
+        prefill.upload(sequence, step.num_tokens)
+        self._prepare(prefill)
+        residual = prefill.run()
+        sequence.num_computed += step.num_tokens
+        return residual
+
     def decode(self, step: Step, num_blocks: int, choice: Choice) -> Callable[[], list[int]]:
         """Queue a decode step that also chooses the next tokens, on the device.
 
@@ -164,8 +183,12 @@ class Runner:
             return logits if is_end else None
         if length is not None:
             self._prefills[length, width] = prefill  # if the length comes again, it is worth capturing
+        self._prepare(prefill)
+        residual = prefill.run()
+        return prefill.logits(residual) if is_end else None
+
+    def _prepare(self, prefill: Prefill) -> None:
+        """Compile the kernels of a pass, all at once, before the first one."""
         if not self._is_prepared:
             self.model.device.backend.prepare(lambda: prefill.logits(prefill.run()))
             self._is_prepared = True
-        residual = prefill.run()
-        return prefill.logits(residual) if is_end else None

@@ -111,4 +111,8 @@ class Decoder:
     def logits(self, residual: Tensor, batch: Batch) -> Tensor:
         """Logits, float32 [S, V], for what follows the last token of each sequence."""
         last = residual if batch.last_tokens is None else take_rows(residual, batch.last_tokens)  # [S, D]
-        return self.lm_head.of_norm(last, self.norm, DType.float32)  # [S, V]
+        return self.logits_of(last)
+
+    def logits_of(self, rows: Tensor) -> Tensor:
+        """Logits, float32 [S, V], for what follows some tokens, from their rows of `forward`, [S, D]."""
+        return self.lm_head.of_norm(rows, self.norm, DType.float32)
