@@ -42,12 +42,16 @@ class BlockFormat:
 
 
 class GroupParts(NamedTuple):
-    """What the groups of some blocks have beside codes, [n, groups of a block] or [n, 1]; see `QuantTensor`."""
+    """What some blocks hold beside codes: [n, groups of a block], or [n, 1]; see `QuantTensor`."""
 
     scales: NDArray[Any]
     zeros: NDArray[Any] | None = None
     super_scales: NDArray[np.float16] | None = None
     super_zeros: NDArray[np.float16] | None = None
+
+    def reshape(self, rows: int) -> GroupParts:
+        """The same numbers in so many rows."""
+        return GroupParts(*(None if part is None else part.reshape(rows, -1) for part in self))  # type: ignore[arg-type]
 
 
 def quantized(
@@ -78,8 +82,7 @@ def quantized(
         if len(shape) != 2:
             raise UnsupportedError(f"{name} is supported for matrices, not for shape {shape}")
         rows, columns = shape
-        groups = _read_in_pieces(raw.reshape(-1, layout.block_bytes), read)
-        parts = (None if part is None else part.reshape(rows, -1) for part in groups)
+        parts = _read_in_pieces(raw.reshape(-1, layout.block_bytes), read).reshape(rows)
         return QuantTensor(scheme, Codes(raw.reshape(rows, -1), layout, columns), *parts)
 
     def pack(weight: NDArray[Any] | QuantTensor) -> NDArray[np.uint8]:
@@ -116,7 +119,7 @@ def _read_in_pieces(blocks: Blocks, read: Callable[[Blocks], GroupParts]) -> Gro
         for target, part in zip(whole, read(blocks[start : start + step]), strict=True):
             if target is not None:
                 target[start : start + step] = part
-    return GroupParts(*whole)  # type: ignore[arg-type]
+    return GroupParts(*whole)  # type: ignore[arg-type]  # as many as `read` gives, None in the same places
 
 
 def _pack_rows(
@@ -124,6 +127,5 @@ def _pack_rows(
 ) -> None:
     blocks = raw.reshape(-1, layout.block_bytes)
     write_codes(weight.codes.unpack(), layout, raw)
-    parts = weight.scales, weight.zeros, weight.super_scales, weight.super_zeros
-    of_blocks = (None if part is None else part.reshape(len(blocks), -1) for part in parts)
-    write(GroupParts(*of_blocks), blocks)  # type: ignore[arg-type]
+    parts = GroupParts(weight.scales, weight.zeros, weight.super_scales, weight.super_zeros)
+    write(parts.reshape(len(blocks)), blocks)
