@@ -140,10 +140,15 @@ def write_gguf(
     *,
     arch: str = "llama",
     matrices: str = "F32",
+    kinds: dict[str, str] | None = None,
     extra: Tensors | None = None,
     more: Any = None,
 ) -> Path:
-    """Written by the `gguf` package. `more` is called with the writer to add keys."""
+    """Written by the `gguf` package.
+
+    `kinds` are the types of matrices that are given as bytes, [rows, row bytes]; the others are quantized to
+    `matrices`. `more` is called with the writer to add keys.
+    """
     writer = gguf.GGUFWriter(path, arch)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
@@ -163,7 +168,10 @@ def write_gguf(
         more(writer)
     kind = gguf.GGMLQuantizationType[matrices]
     for name, tensor in (as_interleaved(tensors, config) if arch == "llama" else tensors).items():
-        if tensor.ndim == 2 and matrices != "F32":
+        if name in (kinds or {}):
+            given = gguf.GGMLQuantizationType[kinds[name]]
+            writer.add_tensor(gguf_name(name), np.ascontiguousarray(tensor), raw_dtype=given)
+        elif tensor.ndim == 2 and matrices != "F32":
             writer.add_tensor(gguf_name(name), quantize(tensor, kind), raw_dtype=kind)
         else:
             writer.add_tensor(gguf_name(name), tensor)
@@ -174,6 +182,27 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+# Where the float16 numbers of a block lie, from the block structs of ggml-common.h.
+SCALES = {
+    **dict.fromkeys(["Q4_0", "Q5_0", "Q8_0"], (0,)),
+    **dict.fromkeys(["Q4_1", "Q5_1", "Q4_K", "Q5_K"], (0, 2)),
+    "Q2_K": (80, 82),
+    "Q3_K": (108,),
+    "Q6_K": (208,),
+}
+
+
+def random_blocks(kind: str, shape: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """The bytes of a matrix [rows, row bytes]: any codes, and scales that are finite numbers."""
+    rng = np.random.default_rng(seed)
+    size, nbytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+    raw = rng.integers(0, 256, (shape[0], shape[1] // size, nbytes), np.uint8)
+    for offset in SCALES[kind]:
+        scales = rng.normal(0, 0.01, raw.shape[:2]).astype(np.float16)
+        raw[:, :, offset : offset + 2] = scales[:, :, None].view(np.uint8)
+    return raw.reshape(shape[0], -1)
 
 
 def string(text: str | bytes) -> bytes:

@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from checkpoint_writers import CONFIG, make_tensors, write_folder, write_gguf, write_llama2c
+from checkpoint_writers import CONFIG, make_tensors, random_blocks, write_folder, write_gguf, write_llama2c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -118,7 +118,11 @@ def write(kind: str, folder):
     if kind == "config":
         write_folder(folder, tensors, SMALL)
         return folder, folder / "config.json"
-    if kind.startswith("gguf"):
+    if kind == "gguf Q4_K":
+        name, config = "model.layers.0.mlp.down_proj.weight", SMALL | {"intermediate_size": 256}
+        tensors = make_tensors(config) | {name: random_blocks("Q4_K", (32, 256))}
+        path = write_gguf(folder / "m", tensors, config, kinds={name: "Q4_K"})
+    elif kind.startswith("gguf"):
         extra = {"rope_freqs.weight": np.ones(4, np.float32)}
         path = write_gguf(folder / "m", tensors, SMALL, matrices=kind.split()[1], extra=extra)
     else:
@@ -132,6 +136,7 @@ KINDS = [
     "config",
     "gguf F32",
     "gguf Q8_0",
+    "gguf Q4_K",
     "llama2.c 0",
     "llama2.c 1",
     "llama2.c 2",

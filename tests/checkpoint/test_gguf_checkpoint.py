@@ -5,12 +5,22 @@ from __future__ import annotations
 import gguf
 import numpy as np
 import pytest
-from checkpoint_writers import CONFIG, as_interleaved, gguf_name, make_tensors, write_gguf
+from checkpoint_writers import (
+    CONFIG,
+    SCALES,
+    as_interleaved,
+    gguf_name,
+    make_tensors,
+    random_blocks,
+    write_gguf,
+)
 from gguf.quants import dequantize, quantize
 
 from kuiperllm.checkpoint import open_checkpoint
+from kuiperllm.checkpoint.check import BadTensor, find_bad_tensors
 from kuiperllm.checkpoint.gguf_file import GgufFile
 from kuiperllm.checkpoint.rotary import half_split_order
+from kuiperllm.errors import CheckpointError
 from kuiperllm.quant import QuantTensor
 
 
@@ -54,6 +64,71 @@ def test_other_types_equal_the_gguf_package_bit_for_bit(tmp_path, matrices, arch
             assert checkpoint.tensors[name].dtype == "Q8_0"
             loaded = loaded.dequantize()
         assert loaded.astype(np.float32).tobytes() == expected.astype(np.float32).tobytes(), name
+
+
+# The types of the parts of a layer, roughly as in the files that people download.
+MIXES = {
+    "Q4_K_M": ("Q4_K", "Q6_K", "Q6_K"),
+    "Q5_K_M": ("Q5_K", "Q6_K", "Q6_K"),
+    "Q3_K_M": ("Q3_K", "Q5_K", "Q6_K"),
+    "Q2_K": ("Q2_K", "Q3_K", "Q6_K"),
+    "Q6_K": ("Q6_K", "Q6_K", "Q6_K"),
+    "Q5_0": ("Q5_0", "Q5_1", "Q8_0"),
+    "Q4_0": ("Q4_0", "Q4_1", "Q6_K"),
+}
+WIDE = CONFIG | {"hidden_size": 256, "intermediate_size": 512}
+
+
+def mixed(mix):
+    """Tensors, of which matrices are bytes, and their types."""
+    usual, better, head = MIXES[mix]
+    tensors, kinds = make_tensors(WIDE), {}
+    for seed, (name, tensor) in enumerate(tensors.items()):
+        if tensor.ndim == 2:
+            is_better = "v_proj" in name or "down_proj" in name
+            kinds[name] = head if "lm_head" in name else better if is_better else usual
+            tensors[name] = random_blocks(kinds[name], tensor.shape, seed)
+    return tensors, kinds
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
+def test_mixed_files_equal_the_gguf_package_bit_for_bit(tmp_path, mix, arch):
+    tensors, kinds = mixed(mix)
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "m", tensors, WIDE, arch=arch, kinds=kinds))
+    assert set(checkpoint.tensors) == set(tensors)
+    for name, kind in kinds.items():
+        info, loaded = checkpoint.tensors[name], checkpoint.load(name)
+        assert (info.dtype, info.nbytes, info.scheme) == (kind, tensors[name].nbytes, loaded.scheme)
+        expected = dequantize(tensors[name], gguf.GGMLQuantizationType[kind])
+        assert loaded.shape == info.shape == expected.shape
+        assert loaded.dequantize().tobytes() == expected.tobytes(), name
+        assert not loaded.codes.data.flags.writeable
+        if arch == "qwen2" or ("k_proj" not in name and "q_proj" not in name):
+            assert np.shares_memory(loaded.codes.data, checkpoint.load(name).codes.data), name
+
+
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_damaged_scales_are_one_line_at_load_and_counted_by_the_check(tmp_path, kind, bad):
+    tensors, name = make_tensors(WIDE), "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = raw = random_blocks(kind, (512, 256))
+    for offset in SCALES[kind]:
+        raw[7, offset : offset + 2] = np.array([bad], np.float16).view(np.uint8)
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "m", tensors, WIDE, kinds={name: kind}))
+    with pytest.raises(CheckpointError, match=rf"tensor {name} has scales that are NaN or infinite"):
+        checkpoint.load(name)
+    count = len(SCALES[kind])
+    of_kind = (count, 0) if np.isnan(bad) else (0, count)
+    assert find_bad_tensors(checkpoint) == [BadTensor(name, *of_kind)]
+
+
+def test_scales_of_zero_are_legal(tmp_path):
+    tensors, name = make_tensors(WIDE), "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = np.zeros((512, 144), np.uint8)
+    checkpoint = open_checkpoint(write_gguf(tmp_path / "m", tensors, WIDE, kinds={name: "Q4_K"}))
+    assert not checkpoint.load(name).dequantize().any()
+    assert find_bad_tensors(checkpoint) == []
 
 
 def test_plain_tensors_are_views(tmp_path):

@@ -70,14 +70,23 @@ class Checkpoint(ABC):
         self.metadata: Mapping[str, Any] = MappingProxyType(dict(metadata or {}))
         """The key/value pairs of a GGUF file; empty for other formats."""
 
-    def load(self, name: str) -> Weight:
+    def load(self, name: str, *, check: bool = True) -> Weight:
         """The tensor with this name: a read-only view of the mapped file wherever the layout allows.
 
+        Args:
+            name: Hugging Face's.
+            check: refuse a quantized matrix with a scale or minimum that is NaN or infinite.
+
         Raises:
-            CheckpointError: there is no such tensor, or the checkpoint is closed.
+            CheckpointError: there is no such tensor, its scales are damaged, or the checkpoint is closed.
             UnsupportedError: its layout cannot be read.
         """
         weight = self._load(self._info(name))
+        if check and isinstance(weight, QuantTensor) and not weight.has_finite_scales:
+            raise CheckpointError(
+                f"{self.path}: tensor {name} has scales that are NaN or infinite; the file is damaged: copy "
+                "or download it again"
+            )
         for array in weight.arrays if isinstance(weight, QuantTensor) else (weight,):
             array.flags.writeable = False
         return weight

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +21,7 @@ class BadTensor:
 
     name: str
     nan: int
-    """Elements that are NaN; of quantized matrices, scales and minimums."""
+    """Elements that are NaN; of quantized matrices, scales, minimums and codes that stand for NaN."""
     infinite: int
 
     def __str__(self) -> str:
@@ -41,7 +42,7 @@ def find_bad_tensors(checkpoint: Checkpoint, progress: Progress | None = None) -
     total = sum(info.nbytes for info in checkpoint.tensors.values())
     bad, done = [], 0
     for name in sorted(checkpoint.tensors):
-        nan, infinite = _count(checkpoint.load(name))
+        nan, infinite = _count(checkpoint.load(name, check=False))
         if nan or infinite:
             bad.append(BadTensor(name, nan, infinite))
         checkpoint.release(name)
@@ -55,6 +56,8 @@ def _count(weight: NDArray[Any] | QuantTensor) -> tuple[int, int]:
     """How many elements are NaN, and how many are infinite."""
     if isinstance(weight, QuantTensor):
         parts = [part for part in weight.arrays[1:] if part.dtype in (np.float16, np.float32)]
+        if weight.scheme.coding == "e4m3":
+            parts.append(weight.codes.unpack().view(ml_dtypes.float8_e4m3fn))
         found = [_count(part) for part in parts]
         return sum(nan for nan, _ in found), sum(infinite for _, infinite in found)
     nan = infinite = 0

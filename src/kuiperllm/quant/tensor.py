@@ -97,6 +97,12 @@ class QuantTensor:
             super_zeros=of(self.super_zeros),
         )
 
+    @property
+    def has_finite_scales(self) -> bool:
+        """Whether no scale and no minimum, of groups or of super-blocks, is NaN or infinite."""
+        parts = self.scales, self.zeros, self.super_scales, self.super_zeros
+        return all(_is_finite(part) for part in parts if part is not None)
+
     def group_scales(self) -> NDArray[np.float32]:
         """The scale of each group, float32 [N, K / group_size]: exact, whatever the scheme."""
         return _of_groups(self.scales, self.super_scales)
@@ -161,6 +167,13 @@ def concatenate(parts: Sequence[QuantTensor]) -> QuantTensor:
         super_scales=of("super_scales"),
         super_zeros=of("super_zeros"),
     )
+
+
+def _is_finite(numbers: NDArray[Any]) -> bool:
+    if numbers.dtype == np.float16:  # by its bits: ten times as fast as `isfinite`
+        exponent = np.uint16(0x7C00)
+        return not (numbers.view(np.uint16) & exponent == exponent).any()
+    return bool(np.isfinite(numbers).all())
 
 
 def _of_groups(of_group: NDArray[Any], of_super_block: NDArray[Any] | None) -> NDArray[np.float32]:
