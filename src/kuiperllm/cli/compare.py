@@ -135,7 +135,7 @@ def _rows(result: Comparison) -> list[tuple[str, object]]:
             f"{result.logit_difference_rms:.5f}",
         ),
         ("perplexity", f"reference {figure(result.reference)}, other {figure(result.other)}"),
-        ("", f"ratio {result.perplexity_ratio:.5f} ± {result.perplexity_ratio_standard_error:.5f}"),
+        ("", f"ratio {result.perplexity_ratio:.6g} ± {result.perplexity_ratio_standard_error:.2g}"),
         ("speed", f"reference {speed(result.reference)}"),
         ("", f"other {speed(result.other)}"),
     ]

@@ -87,7 +87,7 @@ def described(llm: LLM, engine: EngineOptions) -> dict[str, object]:
     return {
         "model": llm.loaded.name,
         "quant": engine.quant,
-        "weights": decoder.lm_head.weight.format,
+        "weights": str(decoder.lm_head.weight.format),
         "weight_bytes": decoder.weight_bytes,
         "device": str(decoder.device),
     }
@@ -113,7 +113,8 @@ def text_of(file: str, result: Perplexity) -> str:
 
 def figure(result: Perplexity) -> str:
     """A perplexity, for people."""
-    return f"{result.perplexity:.4f} ± {result.standard_error:.4f}"
+    form = ".4f" if result.perplexity < 1e6 else ".4g"
+    return f"{result.perplexity:{form}} ± {result.standard_error:{form}}"
 
 
 def speed(result: Perplexity) -> str:
