@@ -15,6 +15,9 @@ from checkpoint_writers import make_tensors, write_folder, write_gguf, write_lla
 
 from kuiperllm.checkpoint import open_checkpoint
 from kuiperllm.errors import CheckpointError, ConfigError, DownloadError, KuiperError, UnsupportedError
+from meta_checkpoints import saved
+
+BARE_PICKLE = "pickle.* never loaded; convert it to safetensors"
 
 
 def test_the_name_of_a_file_does_not_matter(tmp_path):
@@ -81,9 +84,27 @@ def test_pickles_are_refused_and_never_loaded(tmp_path, protocol):
         archive.writestr("archive/data.pkl", pickle.dumps(Trap()))
     (tmp_path / "config.json").write_text("{}")
     for source in (tmp_path, tmp_path / "pytorch_model.bin", tmp_path / "consolidated.00.pth"):
-        with pytest.raises(UnsupportedError, match=r"pickle.* never loaded; convert it to safetensors"):
+        with pytest.raises(UnsupportedError, match=f"{BARE_PICKLE}|asks for .*mkdir, .*; refused") as caught:
             open_checkpoint(source)
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_files_of_torch_that_are_no_checkpoint(tmp_path):
+    tensors = {"model.norm.weight": np.ones(4, np.float32)}
+    (tmp_path / "pytorch_model.bin").write_bytes(saved(tensors))
+    for source in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(UnsupportedError, match=r"only Meta's .* are read; convert it to safetensors"):
+            open_checkpoint(source)
+    (tmp_path / "other.bin").write_bytes(saved(tensors))
+    with pytest.raises(UnsupportedError, match=BARE_PICKLE):
+        open_checkpoint(tmp_path)
+    # what torch.save wrote before version 1.6: a magic number, pickled
+    (tmp_path / "other.bin").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + bytes(100))
+    with pytest.raises(
+        UnsupportedError, match=r"of torch\.save before version 1\.6.*save it again with a newer"
+    ):
+        open_checkpoint(tmp_path / "other.bin")
 
 
 def test_nothing_there(tmp_path):

@@ -155,7 +155,7 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None = None) 
         return tokenizer_from_gguf(checkpoint.metadata)
     path = checkpoint.path
     if path.is_dir():
-        return load_tokenizer(path)
+        return load_tokenizer(_beside_or_above(path) if checkpoint.format == "meta" else path)
     if checkpoint.format == "safetensors":
         return load_tokenizer(path.parent)
     for name in ("tokenizer.bin", "tokenizer.model"):
@@ -164,6 +164,13 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None = None) 
     raise TokenizerError(
         f"{path}: there is no tokenizer.bin or tokenizer.model beside it; name one with --tokenizer"
     )
+
+
+def _beside_or_above(folder: Path) -> Path:
+    """Where the tokenizer of Meta's weights lies: beside them, or one folder above as with Llama 1 and 2."""
+    above = folder.resolve().parent / "tokenizer.model"
+    has_own = any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
+    return above if not has_own and above.is_file() else folder
 
 
 def _chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
