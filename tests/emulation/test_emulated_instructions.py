@@ -137,6 +137,18 @@ def test_widening_from_16_bits(run: Any, kind: str) -> None:
         np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_multiplied_and_added(run: Any, kind: str) -> None:
+    """Rounded once: x y - x y, rounded, is what rounding the product loses."""
+    rng = np.random.default_rng(3)
+    x, y, z = (rng.standard_normal(128).astype(KINDS[kind]) for _ in "xyz")
+    z[:64] = -(x[:64].astype(np.float32) * y[:64].astype(np.float32)).astype(KINDS[kind])
+    body = f"for (int i = threadIdx.x; i < 64; i += 32) c[i] = fma2<{kind}>(a[i], b[i], c[i]);"
+    *_, found = run(body, 32, *(_register(v[::2], v[1::2]) for v in (x, y, z)))
+    expected = (x.astype(np.float64) * y.astype(np.float64) + z.astype(np.float64)).astype(KINDS[kind])
+    np.testing.assert_array_equal(found.view(KINDS[kind]), expected)
+
+
 def test_bits(run: Any) -> None:
     words = np.random.default_rng(2).integers(-(1 << 31), 1 << 31, 64).astype(np.int32)
     body = """

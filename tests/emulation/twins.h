@@ -33,6 +33,13 @@ template <typename Element> DEVICE float2 unpack2(unsigned pair) {
     return make_float2(to_float(Element{(unsigned short)pair}), to_float(Element{(unsigned short)(pair >> 16)}));
 }
 
+// The float holds the product exactly, and the sum to more bits than twice the element's: rounding twice does no harm
+// but where the sum lies halfway between two elements to within a float's precision.
+template <typename Element> DEVICE unsigned fma2(unsigned a, unsigned b, unsigned c) {
+    float2 x = unpack2<Element>(a), y = unpack2<Element>(b), z = unpack2<Element>(c);
+    return pack2<Element>(fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y));
+}
+
 DEVICE void launch_next() {}
 DEVICE void wait_for_previous(emulated::Place place = emulated::Place::here()) { emulated::wait_for_previous(place); }
 

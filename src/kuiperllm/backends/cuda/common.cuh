@@ -59,6 +59,19 @@ template <> DEVICE float2 unpack2<f16>(unsigned pair) {
     return y;
 }
 
+// Of two pairs of elements and a third: a b + c, rounded once.
+template <typename T> DEVICE unsigned fma2(unsigned a, unsigned b, unsigned c);
+template <> DEVICE unsigned fma2<bf16>(unsigned a, unsigned b, unsigned c) {
+    unsigned y;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+template <> DEVICE unsigned fma2<f16>(unsigned a, unsigned b, unsigned c) {
+    unsigned y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+
 // --- dependent launch: a kernel may start while the one in front of it still runs ------------------------------
 
 // Let the next kernel start. It waits for this one's end before it uses what this one writes.
