@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from kuiperllm.checkpoint.torch_file import TorchFile, TorchTensor
 
-_PIECE_BYTES = 8 << 20
+_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +83,14 @@ class ShardedTensor:
         if (self.parts, self.axis) == (other.parts, other.axis):
             return True
         rows = max(1, _PIECE_BYTES // max(1, self.nbytes // self.shape[0]))
-        pieces = range(0, self.shape[0], rows)
-        same = all(
-            np.array_equal(
-                self._bytes_of_rows(first, first + rows), other._bytes_of_rows(first, first + rows)
-            )
-            for first in pieces
-        )
-        self.release()
-        other.release()
-        return same
+        for first in range(0, self.shape[0], rows):
+            last = first + rows
+            same = np.array_equal(self._bytes_of_rows(first, last), other._bytes_of_rows(first, last))
+            self.release()
+            other.release()
+            if not same:
+                return False
+        return True
 
     def _bytes_of_rows(self, first: int, last: int) -> NDArray[np.uint8]:
         """The bytes of some rows, one axis more than the tensor has."""
