@@ -60,6 +60,19 @@ NIBBLES = CodeLayout(2, 1, (Plane(0, 4),))
 """Two codes in a byte, the first in its low half."""
 
 
+def dense_layout(bits: int) -> CodeLayout:
+    """A layout without gaps: bytes, nibbles, or for odd numbers of bits planes of 32 columns."""
+    if bits in (4, 8):
+        return NIBBLES if bits == 4 else BYTES
+    planes, offset, rest = [], 0, bits
+    for width in (4, 2, 1):
+        if rest >= width:
+            planes.append(Plane(offset, width))
+            offset += planes[-1].bytes_of(32)
+            rest -= width
+    return CodeLayout(32, offset, tuple(planes))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Codes:
     """The codes of a matrix [N, K].
