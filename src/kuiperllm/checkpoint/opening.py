@@ -1,4 +1,7 @@
-"""Opening a checkpoint of any format, which is recognised from content and never from a file's name."""
+"""Opening a checkpoint of any format, which is recognised from content and not from a file's name.
+
+Only where several files make up a checkpoint do names say which belong together.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,12 @@ import os
 import re
 from pathlib import Path
 
-from kuiperllm.checkpoint import gguf_file, llama2c, stored_zip
+from kuiperllm.checkpoint import gguf_file, llama2c
 from kuiperllm.checkpoint.base import Checkpoint, Progress, brief
 from kuiperllm.checkpoint.gguf import GgufCheckpoint
 from kuiperllm.checkpoint.llama2c import Llama2cCheckpoint
 from kuiperllm.checkpoint.mapping import MappedFile
-from kuiperllm.checkpoint.meta import PARAMS_FILE, open_meta, open_training, shard_names
 from kuiperllm.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, open_sharded, open_single
-from kuiperllm.checkpoint.torch_file import TorchFile
 from kuiperllm.errors import CheckpointError, UnsupportedError
 
 SUPPORTED = "safetensors, GGUF, llama2.c .bin, Meta's consolidated.NN.pth with params.json"
@@ -22,12 +23,14 @@ MAX_FILES_LOOKED_AT = 1000
 _PICKLES = (b"\x80\x02", b"\x80\x04", b"\x80\x05")
 _PICKLE_REASON = "holds a Python pickle, which can run code and is never loaded; convert it to safetensors"
 # torch.save began with a pickled number before version 1.6, and writes a ZIP archive since.
+_TORCH = b"PK\x03\x04"
 _OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _OLD_TORCH_REASON = (
     "is in the format of torch.save before version 1.6, which is not supported; load and save it again with "
     "a newer torch, or convert it to safetensors"
 )
 _PICKLE_KINDS = ("torch", "old torch", "pickle")
+_PARAMS_FILE = "params.json"  # of Meta; what reads its files is imported only where they are
 _GIT_LFS = b"version https://git-lfs"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _FILE_SUFFIXES = (".gguf", ".bin", ".safetensors", ".pth", ".pt", ".json", ".model")
@@ -84,7 +87,7 @@ def recognise(path: Path) -> str | None:
     # while neither of them can look like seven plausible sizes.
     if llama2c.parse_header(start) is not None:
         return "llama2.c"
-    if start.startswith(stored_zip.MAGIC):
+    if start.startswith(_TORCH):
         return "torch"
     if start.startswith(_OLD_TORCH):
         return "old torch"
@@ -119,19 +122,25 @@ def _open_file(path: Path, *, source: Path) -> Checkpoint:
 
 def _open_torch(path: Path) -> Checkpoint:
     """Open a file of torch.save: one of Meta's shards, with all the others, or llama2.c's checkpoint."""
-    if shard_names([path.name]) and (path.parent / PARAMS_FILE).exists():
-        return _open_shards(path.parent)
-    checkpoint = open_training(TorchFile(path))
+    from kuiperllm.checkpoint.meta import open_training, shard_names
+    from kuiperllm.checkpoint.torch_file import TorchFile
+
+    if shard_names([path.name]) and (path.parent / _PARAMS_FILE).exists():
+        checkpoint = _open_shards(path.parent)
+    else:
+        checkpoint = open_training(TorchFile(path))
     if checkpoint is None:
         raise UnsupportedError(
-            f"{path}: of torch.save's files, only Meta's consolidated.NN.pth with {PARAMS_FILE} beside them "
+            f"{path}: of torch.save's files, only Meta's consolidated.NN.pth with {_PARAMS_FILE} beside them "
             "and llama2.c's training checkpoints are read; convert it to safetensors"
         )
     return checkpoint
 
 
-def _open_shards(folder: Path) -> Checkpoint:
-    """Open Meta's shards, whose first bytes are looked at before."""
+def _open_shards(folder: Path) -> Checkpoint | None:
+    """Open Meta's shards, whose first bytes are looked at before; None if there are none."""
+    from kuiperllm.checkpoint.meta import open_meta, shard_names
+
     names = shard_names(_names(folder))
     for path in (folder / name for name in names):
         if (kind := recognise(path)) == "torch":
@@ -139,7 +148,7 @@ def _open_shards(folder: Path) -> Checkpoint:
         if kind in ("old torch", "pickle", "git-lfs"):
             return _open_file(path, source=folder)
         raise CheckpointError(f"{path}: is no file of torch.save; copy or download it again")
-    return open_meta(folder, names)
+    return open_meta(folder, names) if names else None
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -147,8 +156,8 @@ def _open_folder(folder: Path) -> Checkpoint:
         return _open_file(folder / SINGLE_FILE, source=folder)
     if (folder / INDEX_FILE).exists():
         return open_sharded(folder)
-    if (folder / PARAMS_FILE).exists() and shard_names(_names(folder)):
-        return _open_shards(folder)
+    if (folder / _PARAMS_FILE).exists() and (checkpoint := _open_shards(folder)) is not None:
+        return checkpoint
     files = _recognised_files(folder)
     pickles = [path for path, kind in files.items() if kind in _PICKLE_KINDS]
     weights = [path for path, kind in files.items() if kind not in _PICKLE_KINDS]
