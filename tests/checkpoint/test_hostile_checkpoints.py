@@ -424,7 +424,7 @@ LLAMA2C = {
     "version 3": (
         struct.pack("<Ii", 0x616B3432, 3) + bytes(300),
         "UnsupportedError",
-        "llama2.c version 3 is not supported; supported: 0, 1 and 2",
+        "llama2.c version 3 is not supported; supported: 0, 1, 2, and 3 of KuiperLLama",
     ),
     "version -1": (struct.pack("<Ii", 0x616B3432, -1) + bytes(300), "UnsupportedError", "version -1"),
     "all zero": ((MAGIC1 + bytes(28)).ljust(256, b"\0"), "CheckpointError", "describes no possible network"),

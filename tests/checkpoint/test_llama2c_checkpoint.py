@@ -1,13 +1,13 @@
-"""llama2.c files of all three versions."""
+"""llama2.c files of all versions."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from checkpoint_writers import CONFIG, make_tensors, quantized, write_llama2c
+from checkpoint_writers import CONFIG, as_interleaved, make_tensors, quantized, write_llama2c
 
 from kuiperllm.checkpoint import open_checkpoint
-from kuiperllm.errors import UnsupportedError
+from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.quant import QuantTensor
 
 TIED = CONFIG | {"tie_word_embeddings": True}
@@ -49,6 +49,39 @@ def test_int8_groups(tmp_path, config, group_size):
         assert (loaded.scales == scales.reshape(tensor.shape[0], -1)).all(), name
         assert loaded.scales.dtype == np.float32
         assert loaded.nbytes == checkpoint.tensors[name].nbytes
+
+
+@pytest.mark.parametrize("group_size", [32, 16, 512])
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+def test_version_3_has_int8_groups_of_the_flattened_matrix(tmp_path, config, group_size):
+    config = config | {"vocab_size": 24}
+    tensors = make_tensors(config)
+    path = write_llama2c(tmp_path / "m", tensors, config, version=3, group_size=group_size)
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.config.vocab_size, checkpoint.config.tie_word_embeddings) == (
+        24,
+        config["tie_word_embeddings"],
+    )
+    stored = as_interleaved(tensors, config)
+    assert set(checkpoint.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        loaded, info = checkpoint.load(name), checkpoint.tensors[name]
+        if tensor.ndim == 1 or name == "model.embed_tokens.weight":
+            assert loaded.tobytes() == tensor.tobytes()
+            continue
+        values, scales = quantized(stored[name], group_size)
+        expected = (values.astype(np.float32) * scales[:, None]).reshape(tensor.shape)
+        floats = loaded.dequantize() if isinstance(loaded, QuantTensor) else loaded
+        assert isinstance(loaded, QuantTensor) == (tensor.shape[1] % group_size == 0)
+        assert info.dtype == ("q8" if isinstance(loaded, QuantTensor) else "float32")
+        assert (as_interleaved({name: floats}, config)[name] == expected).all(), name
+
+
+def test_version_3_of_another_size_is_refused_as_version_0(tmp_path):
+    path = write_llama2c(tmp_path / "m", make_tensors(TIED), TIED, version=3, group_size=16)
+    path.write_bytes(path.read_bytes() + b"\0\0\0\0")
+    with pytest.raises(CheckpointError, match=r"a llama2\.c version 0 checkpoint with"):
+        open_checkpoint(path)
 
 
 def test_configuration(tmp_path):
