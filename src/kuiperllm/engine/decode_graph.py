@@ -17,10 +17,9 @@ from kuiperllm.engine.inputs import Input
 from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
-from kuiperllm.ops.advance_step import advance_step
 from kuiperllm.ops.attention import Batch
 from kuiperllm.ops.greedy_step import greedy_step
-from kuiperllm.ops.sample import sample
+from kuiperllm.ops.sample_step import sample_step
 
 Choice = Literal["greedy", "sample"]
 """How a step chooses tokens: the most likely one for all, or as each sequence's parameters say."""
@@ -155,19 +154,16 @@ class DecodeState:
         if choice == "greedy":
             greedy_step(allowed, *state)
         elif choice == "sample":
-            advance_step(self._drawn(allowed), *state)
+            sample_step(
+                allowed,
+                self._temperature.tensor,
+                self._top_k.tensor,
+                self._top_p.tensor,
+                self._min_p.tensor,
+                self._seeds.tensor,
+                *state,
+            )
         return logits
-
-    def _drawn(self, logits: Tensor) -> Tensor:
-        return sample(
-            logits,
-            self._temperature.tensor,
-            self._top_k.tensor,
-            self._top_p.tensor,
-            self._min_p.tensor,
-            self._seeds.tensor,
-            self._batch.seq_lens,  # where the new token will stand
-        )
 
 
 def _places(sequences: list[Sequence]) -> list[tuple[int, int]]:
