@@ -116,8 +116,14 @@ class Bench:
         noise = rng.standard_normal(RANDOM_BYTES // 2, np.float32) * 0.02
         self.noise = Tensor.from_numpy(noise.astype(DType.bfloat16.numpy).view(np.uint8)).to(device)
 
-    def products(self, model: Model, format: str, rows: int) -> list[Product]:
-        """The products of a step."""
+    def products(
+        self,
+        model: Model,
+        format: str,
+        rows: int,
+        names: Sequence[str] = ("qkv", "o", "gate/up", "down", "logits"),
+    ) -> list[Product]:
+        """The products of a step, or those of them with these names."""
         width = model.heads * model.head_dim
         qkv = width + 2 * model.kv_heads * model.head_dim
         shapes = [
@@ -130,6 +136,7 @@ class Bench:
         return [
             self._product(model, format, rows, name, outputs, k, prologue, epilogue, layers)
             for name, outputs, k, prologue, epilogue, layers in shapes
+            if name in names
         ]
 
     def _product(

@@ -6,6 +6,9 @@
 // memory, so that no two blocks of one launch share one; it fills before the kernel in front of this one has ended,
 // since W does not depend on it.
 //
+// The kernel behind this one may start when each warp has multiplied `launch_after` pairs of rows: at once, unless that is a
+// small one that fits beside this one and would ask for memory too early.
+//
 // Parameters beside those of gemv.cuh: ROWS of x; W, the type of the matrix; for int8 GROUP columns share a scale of
 // type SCALE; STAGES of the ring; MIN_BLOCKS that must fit a multiprocessor's registers.
 #include "gemv.cuh"
@@ -202,7 +205,7 @@ DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWe
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     const T* x, int x_stride, const float2* stats, const float* norm_weight, float eps,
     const char* weight, const SCALE* scales, const float* bias,
-    OUT* out, int out_stride, int outputs, int share, int extra) {
+    OUT* out, int out_stride, int outputs, int share, int extra, int launch_after) {
     __shared__ float squares[ROWS * WARPS];
     const Share mine = share_of_block(share, extra);
     const int warp = threadIdx.x / 32, group = warp / CHUNKS;
@@ -221,7 +224,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
         pairs, count};
 #pragma unroll (STAGES <= 6 ? STAGES : 1)
     for (int stage = 0; stage < STAGES; stage++) fetcher.fetch(ring + stage * STAGE_BYTES);
-    launch_next();
+    if (launch_after == 0 || launch_after > pairs) launch_next();
 
     Outputs results(out, out_stride, outputs, ROWS, mine, bias);
     NormWeights norm;
@@ -245,6 +248,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
         if (both) multiply<2>(slot, lane, operand, scale_at, sum);
         else multiply<1>(slot, lane, operand, scale_at, sum);
         fetcher.fetch(slot);
+        if (pair + 1 == launch_after) launch_next();
         slot = slot == ring + (STAGES - 1) * STAGE_BYTES ? ring : slot + STAGE_BYTES;
         if (GROUP) scale_at[0] += next * ROW_SCALES, scale_at[1] += next * ROW_SCALES;
 

@@ -119,12 +119,12 @@ def run(
     eps: float = 0.0,
 ) -> None:
     """Launch what was planned."""
-    rows = (problem.rows,) if found.method == "tensor" else ()
+    is_vector = found.method == "vector"
+    rows, after = ((), (found.launch_after,)) if is_vector else ((problem.rows,), ())
     launch(
         found.kernel, found.grid, THREADS,
         x, x.strides[0], *rows, stats, norm_weight, eps, weight.data, weight.scales, weight.bias,
-        out, out.strides[0], problem.outputs, found.share, found.extra,
-        shared=found.shared,
+        out, out.strides[0], problem.outputs, found.share, found.extra, *after, shared=found.shared,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -37,6 +37,7 @@ _SUMS_BYTES = (
 )  # at most, for the sums of a block; with more outputs, multiprocessors get several blocks
 _GOOD_STAGES = 4  # of the ring: as many as it takes to fetch ahead smoothly
 _AHEAD_SHARE = 0.6  # of what a block reads is fetched ahead at most: all at once took up to 20 % longer
+_FOLLOWED_BYTES = 128 << 10  # that a block has still to multiply when a small kernel may start beside it
 _LANE_ELEMENTS = 128  # of x that a lane holds in registers
 _TWO_BLOCKS_ELEMENTS = 88  # up to so many, the registers of two blocks fit
 _MIN_ROW_BYTES = 2048  # longer rows are shared by at least two warps
@@ -113,6 +114,8 @@ class Plan:
     """Outputs of a block."""
     extra: int
     """Blocks that have one more."""
+    launch_after: int
+    """Pairs of rows that a warp multiplies before the next kernel may start (method `vector`)."""
 
 
 def plan(chip: Chip, problem: Problem) -> Plan | None:
@@ -198,7 +201,23 @@ def make_plan(
     shared = max(other + stages * stage, min(alone, limit))
     general = problem._replace(outputs=0, rows=0 if method == "tensor" else problem.rows)
     kernel = _kernel(general, method, chunks, stages)
-    return Plan(kernel, method, chunks, stages, grid, shared, share, extra)
+    found = Plan(kernel, method, chunks, stages, grid, shared, share, extra, 0)
+    # What follows a product that is only stored is small and fits beside it: attention, or choosing a token.
+    is_followed = method == "vector" and (problem.prologue, problem.epilogue) == ("NORM", "STORE")
+    return followed(problem, found, _FOLLOWED_BYTES) if is_followed else found
+
+
+def followed(problem: Problem, found: Plan, left: int | None) -> Plan:
+    """A plan (method `vector`) after which the next kernel starts early.
+
+    Args:
+        problem: the product.
+        found: the plan.
+        left: bytes that a block has still to multiply when the next kernel may start; None: all.
+    """
+    pairs = _pairs(problem, found.chunks, found.share + (found.extra > 0))
+    pair_bytes = WARPS // found.chunks * 2 * problem.row_bytes
+    return replace(found, launch_after=0 if left is None else max(0, pairs - left // pair_bytes))
 
 
 def _deal(chip: Chip, problem: Problem, method: Method, chunks: int) -> tuple[int, int, int]:
