@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_writers import make_tensors, write_folder, write_gguf, write_llama2c
+from checkpoint_writers import make_tensors, raw_safetensors, write_folder, write_gguf, write_llama2c
 
 from kuiperllm.checkpoint import open_checkpoint
 from kuiperllm.errors import CheckpointError, ConfigError, DownloadError, KuiperError, UnsupportedError
@@ -201,10 +202,22 @@ def test_weights_quantized_by_another_scheme(tmp_path):
     folder = write_folder(tmp_path, make_tensors())
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(
-        text[:-1] + ', "quantization_config": {"quant_method": "gptq", "bits": 4}}'
+        text[:-1] + ', "quantization_config": {"quant_method": "hqq", "bits": 4}}'
     )
-    with pytest.raises(UnsupportedError, match="quantized with 'gptq'"):
+    with pytest.raises(
+        UnsupportedError, match="quantized with 'hqq' are not supported; supported: kuiper, awq"
+    ):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x480, 0x580])
+def test_a_header_as_long_as_a_pickle_begins(tmp_path, length):
+    folder = write_folder(tmp_path, {"model.norm.weight": np.ones(4, np.float32)})
+    entry = {"model.norm.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
+    raw = raw_safetensors(json.dumps(entry).encode().ljust(length), np.ones(4, np.float32).tobytes())
+    assert raw.startswith(bytes([0x80, length >> 8]))
+    (folder / "model.safetensors").write_bytes(raw)
+    assert open_checkpoint(folder).load("model.norm.weight").tolist() == [1, 1, 1, 1]
 
 
 def test_importing_is_cheap():

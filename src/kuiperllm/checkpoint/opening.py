@@ -87,6 +87,9 @@ def recognise(path: Path) -> str | None:
     # while neither of them can look like seven plausible sizes.
     if llama2c.parse_header(start) is not None:
         return "llama2.c"
+    # Before pickles: the length of a safetensors header may look like their first bytes.
+    if start[4:9] == b"\0\0\0\0{":
+        return "safetensors"
     if start.startswith(_TORCH):
         return "torch"
     if start.startswith(_OLD_TORCH):
