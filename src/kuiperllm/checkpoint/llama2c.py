@@ -4,8 +4,8 @@ Also those that zjhellofss/KuiperLLama calls version 3: the header of version 0 
 the embedding in float32 near the end.
 
 Source: export.py, run.c and runq.c of llama2.c, tools/export.py of KuiperLLama. All of them are Llama
-networks with rotary base 10000 and norm epsilon 1e-5; query and key rows are in the interleaved order. Token 1
-begins a text, and 2 ends it. Groups of version 3 run over the flattened matrix.
+networks with rotary base 10000 and norm epsilon 1e-5; query and key rows are in the interleaved order. A text
+begins with token 1 and ends with 2.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kuiperllm.checkpoint.rotary import half_split_order
 from kuiperllm.config import MAX_DIMENSION, MAX_LAYERS, ModelConfig
 from kuiperllm.core.dtype import DType
 from kuiperllm.errors import CheckpointError, UnsupportedError
-from kuiperllm.quant import QuantTensor, int8_tensor, q8
+from kuiperllm.quant import Scheme, int8_tensor, q8
 
 MAGIC = 0x616B3432  # "ak42"
 VERSIONS = (1, 2)
@@ -34,6 +34,7 @@ _NUMBERS = struct.Struct("<7i")
 _NUMBERS_AND_GROUP_SIZE = struct.Struct("<8i")
 _MAGIC = struct.Struct("<Ii")
 _FLOAT = np.dtype(np.float32)
+_SMALLEST_GROUP = 16
 
 EMBEDDING, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
 TABLES = "cosines and sines"  # precomputed rotary tables, which nobody needs
@@ -136,6 +137,26 @@ class Header:
         """Whether a weight is int8 groups: matrices are, in version 3 but for the embedding."""
         return self.group_size > 0 and len(shape) == 2 and not (self.version == 3 and name == EMBEDDING)
 
+    @property
+    def groups_divide_matrices(self) -> bool:
+        """Whether the elements of every quantized matrix are whole groups."""
+        matrices = (shape for name, shape in self.sections() if self.is_quantized(name, shape))
+        return self.group_size > 0 and not any(math.prod(shape) % self.group_size for shape in matrices)
+
+    def scheme(self, name: str, shape: tuple[int, ...]) -> Scheme | None:
+        """What a weight is read as; None: float32.
+
+        Groups run over the flattened matrix. Where one crosses the end of a row, the parts of groups that
+        divide rows stand for it, each with the scale of the whole; where those would be less than 16 columns,
+        which kernels do not take, the matrix is float32.
+        """
+        if not self.is_quantized(name, shape):
+            return None
+        parts = math.gcd(self.group_size, shape[1])
+        if parts < min(self.group_size, _SMALLEST_GROUP):
+            return None
+        return q8(parts, DType.float32)
+
     def nbytes_of(self, name: str, shape: tuple[int, ...]) -> int:
         """Bytes of a weight in the file."""
         count = math.prod(shape)
@@ -187,7 +208,7 @@ class Llama2cCheckpoint(Checkpoint):
 
     Raises:
         CheckpointError: the file is not of llama2.c, or its size is not what its header asks for.
-        UnsupportedError: the version is unknown, or groups cross the ends of rows.
+        UnsupportedError: the version is unknown, or groups do not divide a matrix.
     """
 
     format = "llama2.c"
@@ -212,11 +233,10 @@ class Llama2cCheckpoint(Checkpoint):
             header = self._as_version_3(header) or header
         if not header.is_plausible:
             raise CheckpointError(f"{path}: its header describes no possible network: {header}")
-        group = header.group_size
-        if header.version == 2 and (group < 1 or header.dim % group or header.hidden_dim % group):
+        if header.version == 2 and not header.groups_divide_matrices:
             raise UnsupportedError(
-                f"{path}: int8 groups of {group} do not divide rows of {header.dim} and {header.hidden_dim} "
-                "weights; export it again with a group size that does"
+                f"{path}: int8 groups of {header.group_size} do not divide all of its matrices; "
+                "export it again with a group size that does"
             )
         return header
 
@@ -226,10 +246,7 @@ class Llama2cCheckpoint(Checkpoint):
             return None
         *_, group_size = _NUMBERS_AND_GROUP_SIZE.unpack_from(self._file.memory)
         other = replace(header, version=3, group_size=group_size)
-        matrices = (shape for _, shape in other.sections() if len(shape) == 2)
-        if group_size < 1 or any(math.prod(shape) % group_size for shape in matrices):
-            return None
-        return other if self._file.size == other.file_nbytes else None
+        return other if other.groups_divide_matrices and self._file.size == other.file_nbytes else None
 
     def _layout(self) -> tuple[dict[str, TensorInfo], dict[str, int]]:
         """Descriptions and offsets of all tensors, after checking that they fill the file exactly."""
@@ -238,9 +255,7 @@ class Llama2cCheckpoint(Checkpoint):
         offset = header.nbytes
         for name, shape in header.sections():
             nbytes = header.nbytes_of(name, shape)
-            scheme = None
-            if header.is_quantized(name, shape) and shape[1] % header.group_size == 0:
-                scheme = q8(header.group_size, DType.float32)
+            scheme = header.scheme(name, shape)
             dtype = _FLOAT.name if scheme is None else scheme.name
             infos[name], offsets[name] = TensorInfo(name, dtype, shape, nbytes, scheme), offset
             offset += nbytes
@@ -258,18 +273,17 @@ class Llama2cCheckpoint(Checkpoint):
         if not self._header.is_quantized(info.name, info.shape):
             weight = self._file.array(offset, _FLOAT, info.shape)
             return weight if order is None else weight[order]
-        if info.scheme is None:  # groups cross the ends of rows
-            weight = self._groups(offset, math.prod(info.shape) // self._header.group_size, 1).dequantize()
-            weight = weight.reshape(info.shape)
+        group_size, count = self._header.group_size, math.prod(info.shape)
+        scales = self._file.array(offset + count, _FLOAT, (count // group_size,))
+        values = self._file.array(offset, np.dtype(np.int8), (count,))
+        if info.scheme is None:
+            flat = int8_tensor(values.reshape(-1, group_size), scales[:, None])
+            weight = flat.dequantize().reshape(info.shape)
             return weight if order is None else weight[order]
-        quantized = self._groups(offset, info.shape[0], info.shape[1] // self._header.group_size)
+        if (times := group_size // info.scheme.group_size) > 1:
+            scales = np.repeat(scales, times)
+        quantized = int8_tensor(values.reshape(info.shape), scales.reshape(info.shape[0], -1))
         return quantized if order is None else quantized[order]
-
-    def _groups(self, offset: int, rows: int, groups: int) -> QuantTensor:
-        """A matrix of so many rows and groups in each."""
-        columns = groups * self._header.group_size
-        values = self._file.array(offset, np.dtype(np.int8), (rows, columns))
-        return int8_tensor(values, self._file.array(offset + rows * columns, _FLOAT, (rows, groups)))
 
     def _row_order(self, name: str) -> NDArray[np.intp] | None:
         """The order that makes query and key rows half-split; None for any other tensor."""
