@@ -14,9 +14,9 @@
 enum Coding { MIDDLE, ZEROS, MINIMUM, E4M3 };
 
 // Bits of the widest plane of codes, and of the one after it (0: there is none).
-constexpr int low_bits(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
-constexpr int high_bits(int bits) { return bits - low_bits(bits); }
-constexpr bool has_zeros(Coding coding) { return coding == ZEROS || coding == MINIMUM; }
+__device__ constexpr int low_bits(int bits) { return bits == 8 ? 8 : bits >= 4 ? 4 : 2; }
+__device__ constexpr int high_bits(int bits) { return bits - low_bits(bits); }
+__device__ constexpr bool has_zeros(Coding coding) { return coding == ZEROS || coding == MINIMUM; }
 
 // Facts about numbers of type V: the exponent under which the lowest bit of a code counts 1, and how many bits it covers.
 template <typename V> struct Raw;
@@ -25,12 +25,12 @@ template <> struct Raw<f16> { static constexpr unsigned EXPONENT = 0x64006400u; 
 
 // A raw lane of pair `pair` of 32 columns is raw_bias() + raw_unit() * code; that of e4m3 raw_unit() * number. 8-bit codes
 // have no raw bfloat16.
-template <typename V> constexpr float raw_bias(Coding coding) { return coding == E4M3 ? 0.f : (float)(1 << Raw<V>::BITS_BELOW); }
+template <typename V> __device__ constexpr float raw_bias(Coding coding) { return coding == E4M3 ? 0.f : (float)(1 << Raw<V>::BITS_BELOW); }
 // How far up in its lane a code of fewer than 8 bits stays: float16 has room for two neighbouring pairs (or four of 2 bits).
-template <typename V> constexpr int raw_place(int bits, int pair) {
+template <typename V> __device__ constexpr int raw_place(int bits, int pair) {
     return bits < 8 && Raw<V>::BITS_BELOW == 10 ? low_bits(bits) * pair & 7 : 0;
 }
-template <typename V> constexpr float raw_unit(int bits, Coding coding, int pair) {
+template <typename V> __device__ constexpr float raw_unit(int bits, Coding coding, int pair) {
     if (coding == E4M3) return Raw<V>::BITS_BELOW == 10 ? 0x1p-8f : 0x1p-120f;  // the exponents' biases differ by so much
     return (float)(1 << raw_place<V>(bits, pair));
 }

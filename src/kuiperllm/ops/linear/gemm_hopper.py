@@ -47,7 +47,15 @@ class _Plan(NamedTuple):
     """Columns and rows of the result that leave at a time."""
 
 
-def gemm(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tiling: Tiling | None = None) -> None:
+def gemm(
+    x: Tensor,
+    weight: LinearWeight,
+    out: Tensor,
+    epilogue: int,
+    tiling: Tiling | None = None,
+    *,
+    constant: bool = True,
+) -> None:
     """The product of operands that `can_take` accepts; see `gemm.gemm`.
 
     Args:
@@ -56,11 +64,12 @@ def gemm(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tiling: Ti
         out: [M, N], or [M, N / 2] if gated; any alignment.
         epilogue: PLAIN, ACCUMULATE or SWIGLU.
         tiling: how to cut it up (default: the best that is known).
+        constant: whether the weights may be read before the kernel in front has ended.
     """
     (m, k), n = x.shape, weight.out_features
     direct = out.dtype is not x.dtype or not _is_aligned(out)
     plan = _plan(
-        m, n, k, x.dtype, out.dtype, epilogue, direct, weight.bias is not None, tiling,
+        m, n, k, x.dtype, out.dtype, epilogue, direct, weight.bias is not None, constant, tiling,
         chip(x.device).multiprocessors,
     )  # fmt: skip
     workspace, counters = _workspace(x.device) if plan.tiling.split == SPLIT_EVENLY else (None, None)
@@ -81,6 +90,7 @@ def _plan(
     epilogue: int,
     direct: bool,
     has_bias: bool,
+    constant: bool,
     tiling: Tiling | None,
     multiprocessors: int,
 ) -> _Plan:
@@ -89,7 +99,7 @@ def _plan(
     of_p, of_q = tiling.rows
     chunk = (32 if epilogue == SWIGLU else 64, tiling.chunk) if tiling.swap else (tiling.chunk, 64)
     return _Plan(
-        kernel=kernel(tiling, dtype, out_dtype, epilogue, direct, has_bias),
+        kernel=kernel(tiling, dtype, out_dtype, epilogue, direct, has_bias, constant),
         tiling=tiling,
         blocks=tiling.clusters(m, n, k, multiprocessors) * tiling.cluster,
         threads=128 * (tiling.groups + 1),
@@ -101,7 +111,13 @@ def _plan(
 
 
 def kernel(
-    tiling: Tiling, dtype: DType, out_dtype: DType, epilogue: int, direct: bool, has_bias: bool
+    tiling: Tiling,
+    dtype: DType,
+    out_dtype: DType,
+    epilogue: int,
+    direct: bool,
+    has_bias: bool,
+    constant: bool = True,
 ) -> Kernel:
     """The kernel of a tiling."""
     return Kernel(
@@ -121,6 +137,7 @@ def kernel(
         EPILOGUE=epilogue,
         BIAS=has_bias,
         DIRECT=direct,
+        EARLY=constant,
     )
 
 

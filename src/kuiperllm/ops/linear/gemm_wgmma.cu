@@ -13,6 +13,7 @@
 //                 2: the blocks of a cluster each take a part of K, and send their sums to the first one
 //   RESIDENT      blocks on a multiprocessor at a time
 //   STREAM        1: W is read once: the second-level cache drops it first and keeps X
+//   EARLY         1: W is constant. 0: the kernel in front may write it
 //   DIRECT        1: threads write Y themselves (any type, any alignment); 0: the copy engine does (OUT = T)
 // EPILOGUE, BIAS: see gemm.cuh; with EPILOGUE 2, F is a multiple of 8.
 #include "gemm_wgmma.cuh"
@@ -97,6 +98,7 @@ DEVICE void copy_operands(const Layout& at, Work work, int rank, const TensorMap
     auto load_p = [&](const Work& w, int step, int s) { operand_p.load(at.stages + s * STAGE_BYTES, at.full + 8 * s, step, w.p, rank); };
     auto load_q = [&](const Work& w, int step, int s) { operand_q.load(at.stages + s * STAGE_BYTES + P_BYTES, at.full + 8 * s, step, w.q, rank); };
 
+    if (!EARLY) wait_for_previous();
     int ahead = 0;  // the weights of the first stages do not depend on the kernel in front
     Work w = work;
     while (ahead < STAGES && w.next(rank))
