@@ -7,7 +7,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from plain_layout import planes
 
 from kuiperllm.backends.cuda.launch import Kernel, launch
 from kuiperllm.core import Device, DType, Tensor
@@ -71,21 +71,6 @@ SCHEMES = [
 ]
 
 
-def packed(codes: NDArray[np.uint8], bits: int, coding: str) -> NDArray[np.uint8]:
-    """Planes of bits as the header describes them, by the plain rule."""
-    if bits == 8:
-        return (codes ^ 0x80 if coding == "MIDDLE" else codes).reshape(-1)
-    planes, done = [], 0
-    for width in (4, 2, 1):
-        if not bits & width:
-            continue
-        part = (codes.reshape(-1) >> done & ((1 << width) - 1)).astype(np.uint32).reshape(-1, 16 // width, 2)
-        at = np.arange(16 // width, dtype=np.uint32)[:, None] * width + np.array([0, 16], np.uint32)
-        planes.append((part << at).sum((1, 2), dtype=np.uint32).view(np.uint8))
-        done += width
-    return np.concatenate(planes)
-
-
 @pytest.mark.parametrize("dtype", [DType.bfloat16, DType.float16], ids=str)
 @pytest.mark.parametrize(("bits", "coding"), SCHEMES)
 def test_codes_become_numbers(bits: int, coding: str, dtype: DType, cuda: Device, tmp_path: Path) -> None:
@@ -96,7 +81,7 @@ def test_codes_become_numbers(bits: int, coding: str, dtype: DType, cuda: Device
     codes.reshape(-1)[: 1 << bits] = np.arange(1 << bits)
     if coding == "E4M3":
         codes[codes & 0x7F == 0x7F] = 0x7E  # NaN
-    data = Tensor.from_numpy(packed(codes, bits, coding)).to(cuda)
+    data = Tensor.from_numpy(planes(codes, bits, signed=coding == "MIDDLE")).to(cuda)
     raw, centred = (Tensor.zeros((ROWS, WIDTH), dtype, cuda) for _ in range(2))
     single = Tensor.zeros((ROWS, WIDTH), DType.float32, cuda)
     bias, unit = Tensor.zeros((1,), DType.float32, cuda), Tensor.zeros((16,), DType.float32, cuda)

@@ -148,7 +148,8 @@ def run_any(problem: Problem, x: Tensor, weight: LinearWeight, out: Tensor) -> N
             problem.epilogue, problem.bias,
         ),
         (-(-problem.outputs // _ANY_WARPS), problem.rows), 32 * _ANY_WARPS,
-        x, x.strides[0], problem.k, weight.data, row_bytes(problem.format, problem.k), weight.scales,
+        x, x.strides[0], problem.k, weight.data,
+        row_bytes(problem.weight, problem.k) if problem.group == 0 else problem.k, weight.scales,
         weight.bias, out, out.strides[0], problem.outputs,
     )  # fmt: skip
 
