@@ -30,6 +30,8 @@ def test_all_is_sorted_and_complete() -> None:
         "Perplexity",
         "Comparison",
         "compare",
+        "ExportReport",
+        "export",
     }
     assert expected | {"DType", "TokenLogprobs", "__version__"} == set(kuiperllm.__all__) - exceptions
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
     from kuiperllm.core import Device, DType, Tensor
     from kuiperllm.engine.comparison import Comparison, compare
+    from kuiperllm.engine.export import ExportReport, export
     from kuiperllm.engine.llm import LLM
     from kuiperllm.engine.output import Chunk, Completion
     from kuiperllm.engine.perplexity import Perplexity
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         DLPackError,
         DownloadError,
         DTypeError,
+        ExportError,
         KernelError,
         KuiperError,
         MemoryLifetimeError,
@@ -57,6 +59,8 @@ __all__ = [
     "DeviceError",
     "DownloadError",
     "EngineConfig",
+    "ExportError",
+    "ExportReport",
     "KernelError",
     "KuiperError",
     "MemoryLifetimeError",
@@ -73,6 +77,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "compare",
+    "export",
 ]
 
 _MODULE_OF = {
@@ -84,11 +89,13 @@ _MODULE_OF = {
     "Tensor": "kuiperllm.core",
     "Comparison": "kuiperllm.engine.comparison",
     "compare": "kuiperllm.engine.comparison",
+    "ExportReport": "kuiperllm.engine.export",
     "LLM": "kuiperllm.engine.llm",
     "Chunk": "kuiperllm.engine.output",
     "Completion": "kuiperllm.engine.output",
     "Perplexity": "kuiperllm.engine.perplexity",
     "TokenLogprobs": "kuiperllm.engine.sequence",
+    "export": "kuiperllm.engine.export",
 }
 """Where a name is defined; the exceptions are all in `kuiperllm.errors`."""
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kuiperllm.cli import bench, chat, compare, doctor, generate, info, perplexity, tokenize
+from kuiperllm.cli import bench, chat, compare, doctor, export, generate, info, perplexity, tokenize
 from kuiperllm.cli.output import write
 
 app = typer.Typer(
@@ -48,6 +48,7 @@ _add(generate.generate, generate)
 _add(chat.chat, chat)
 _add(info.info, info)
 _add(tokenize.tokenize, tokenize)
+_add(export.export, export)
 _add(bench.bench, bench)
 _add(perplexity.perplexity, perplexity)
 _add(compare.compare, compare)
