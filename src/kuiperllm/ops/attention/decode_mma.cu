@@ -50,13 +50,13 @@ struct Steps {
     int capacity, cached;    // tokens that the table has room for; tokens that are in the cache
     int lane;
 
-    // Which blocks of the cache hold a step.
+    // Which blocks of the cache hold a step; any, if it is past the end of the table.
     struct Place { int block[STRIPS]; };
     DEVICE Place place(int token) const {
         Place found;
 #pragma unroll
         for (int i = 0; i < STRIPS; i++)
-            found.block[i] = token + i * STRIP < capacity ? __ldg(table + (token + i * STRIP) / BLOCK) : 0;
+            found.block[i] = __ldcg(table + (unsigned)min(token + i * STRIP, capacity - 1) / BLOCK);
         return found;
     }
     DEVICE long long strip(int token, const Place& place, int i) const {
@@ -240,7 +240,7 @@ struct Seen {
 
 // Half of a multiprocessor's registers suffice for 8 warps with common heads (on chips before Blackwell, for which other code
 // is made), or for 4 with more tokens or longer heads.
-constexpr bool IS_SMALL = (D == 64 || D == 128) && TILES * D <= 256 && STRIPS == 1 && __CUDA_ARCH__ < 1000;
+constexpr bool IS_SMALL = (D == 128 || (D == 64 && FUSED)) && TILES * D <= 256 && STRIPS == 1 && __CUDA_ARCH__ < 1000;
 constexpr int LEAST_BLOCKS = (IS_SMALL ? 16 : 8) / WARPS;
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, LEAST_BLOCKS)
@@ -277,7 +277,7 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
     int position = 0;
     long long slot = -1;
     if constexpr (FUSED) position = positions[token], slot = slots[token];
-    const int seen_tokens = seq_lens[sequence];
+    const int seen_tokens = __ldcg(seq_lens + sequence);
     steps.cached = FUSED ? seen_tokens - 1 : seen_tokens;
 
     uint4 key[TILES][UNITS], value[TILES][2][VALUE_UNITS];
