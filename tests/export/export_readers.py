@@ -1,4 +1,4 @@
-"""Readers of exported files that share nothing with the writers: other packages, or descriptions of formats."""
+"""Readers of exported files that share nothing with the writers: other packages, and plain restatements."""
 
 from __future__ import annotations
 

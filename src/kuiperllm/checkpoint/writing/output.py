@@ -51,8 +51,6 @@ class Output:
     """
 
     def __init__(self, path: Path, *, is_folder: bool, replace: bool, beside: Iterable[str] = ()) -> None:
-        if "\0" in str(path):
-            raise UsageError(f"{str(path)!r} is not the name of a file")
         self.path = path
         self._final = Path(os.path.realpath(path))  # a link stays, what it points to is replaced
         self._is_folder = is_folder

@@ -37,8 +37,9 @@ class ExportOptions:
     @classmethod
     def of(cls, out: Path, format: str | None, version: int | None, **others: object) -> ExportOptions:
         """The options, with a format that the name of the output or the version suggests if none is given."""
+        _require("\0" not in str(out), f"{str(out)!r} is not the name of a file")
         if format is None:
-            format = "llama2c" if version is not None else _SUFFIXES.get(out.suffix.lower(), "safetensors")
+            format = _SUFFIXES.get(out.suffix.lower(), "safetensors" if version is None else "llama2c")
         return cls(format, version=version, **others)  # type: ignore[arg-type]  # checked in __post_init__
 
     def __post_init__(self) -> None:
