@@ -164,15 +164,17 @@ def test_fp8_of_tensors_and_rows(tmp_path, rng, shape, dtype, caplog):
 
 
 @pytest.mark.parametrize(
-    ("block", "hidden", "kept"), [([128, 128], 256, 128), ([128, 128], 160, 32), ([64, 96], 192, 32)]
+    ("block", "hidden", "kept"),
+    [([128, 128], 256, 128), ([128, 128], 160, 32), ([64, 96], 192, 32), (None, 256, 128)],
 )
 def test_fp8_in_blocks_which_may_be_cut_off(tmp_path, rng, block, hidden, kept):
     config = CONFIG | {"hidden_size": hidden, "intermediate_size": 320, "num_hidden_layers": 1}
     numbers = random_e4m3(rng, (320, hidden))
+    stated, block = {"weight_block_size": block}, block or [128, 128]
     count = -(-320 // block[0]), -(-hidden // block[1])
     scales = rng.normal(0, 0.01, count).astype(np.float32)
     parts = {UP: {"weight": numbers, "weight_scale_inv": scales}}
-    checkpoint = open_checkpoint(write_quantized(tmp_path, parts, FP8 | {"weight_block_size": block}, config))
+    checkpoint = open_checkpoint(write_quantized(tmp_path, parts, FP8 | stated, config))
     expected = np.empty((320, hidden), np.float32)
     for n in range(320):
         for k in range(hidden):

@@ -1,9 +1,9 @@
 """FP8 checkpoints with the methods `fp8` and `fbgemm_fp8`: e4m3 numbers with scales.
 
     weight            float8_e4m3fn [N, K]
-    weight_scale_inv  float32, one for each block of `weight_block_size` rows and columns, most often
-                      128 x 128; despite its name a weight is the number times the scale
-    weight_scale      float32, where blocks are not stated: one for the tensor, or [N, 1]
+    weight_scale_inv  float32, one for each block of `weight_block_size` rows and columns, 128 x 128 if that
+                      is not stated, or one alone; despite its name a weight is the number times the scale
+    weight_scale      float32, instead: one for the tensor, or [N, 1]
 
 Modules that were not converted have a `weight` of another type and no scales.
 Source: transformers' integrations/finegrained_fp8.py, and vLLM's quantization/fp8.py.
@@ -12,6 +12,7 @@ Source: transformers' integrations/finegrained_fp8.py, and vLLM's quantization/f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 from kuiperllm.checkpoint.base import brief
@@ -19,6 +20,7 @@ from kuiperllm.checkpoint.quantized.base import Method, Module, QuantizedMatrix,
 from kuiperllm.checkpoint.quantized.fields import block_of
 from kuiperllm.checkpoint.quantized.scaled import matrix_of
 
+_USUAL_BLOCK = (128, 128)
 _SCALES, _BLOCK_SCALES = "weight_scale", "weight_scale_inv"
 
 
@@ -38,7 +40,10 @@ class Fp8(Method):
     def matrix(self, module: Module) -> QuantizedMatrix | None:
         """Numbers stay where they are, scales are repeated."""
         if _BLOCK_SCALES in module.tensors:
-            return matrix_of(module, _BLOCK_SCALES, "fp8-e4m3", block=self._block)
+            block = self._block
+            if block is None and prod(module.tensors[_BLOCK_SCALES].shape) > 1:
+                block = _USUAL_BLOCK
+            return matrix_of(module, _BLOCK_SCALES, "fp8-e4m3", block=block)
         if _SCALES in module.tensors:
             return matrix_of(module, _SCALES, "fp8-e4m3")
         return None
