@@ -166,7 +166,9 @@ def _unpack_plane(blocks: NDArray[np.uint8], plane: Plane, block_size: int) -> N
     if plane.bits == 8:
         return stored
     per_byte = 8 // plane.bits
-    runs = stored.reshape(*stored.shape[:2], -1, 1, plane.run)
-    shifts = (np.arange(per_byte, dtype=np.uint8) * np.uint8(plane.bits))[:, None]
-    spread = (runs >> shifts) & np.uint8((1 << plane.bits) - 1)
+    runs = stored.reshape(*stored.shape[:2], -1, plane.run)
+    spread = np.empty((*runs.shape[:3], per_byte, plane.run), np.uint8)
+    for i in range(per_byte):  # a loop, because NumPy is slow where a last dimension is 1
+        np.right_shift(runs, np.uint8(i * plane.bits), out=spread[:, :, :, i])
+    spread &= np.uint8((1 << plane.bits) - 1)
     return spread.reshape(*stored.shape[:2], block_size)

@@ -77,11 +77,12 @@ def parts_of(scheme: Scheme, rows: int, columns: int) -> tuple[Part, ...]:
 
 def encode(weight: QuantTensor) -> tuple[NDArray[Any], ...]:
     """The tensors of a matrix, or of some of its rows."""
-    codes = weight.codes.unpack()
-    if weight.scheme.bits == 8:
-        values: NDArray[Any] = (codes ^ np.uint8(INT8.flip)).view(np.int8)
-    else:
-        values = Codes.packed(codes, NIBBLES).data
+    layout = INT8 if weight.scheme.bits == 8 else NIBBLES
+    values: NDArray[Any] = weight.codes.data
+    if weight.codes.layout != layout:
+        values = Codes.packed(weight.codes.unpack(), layout).data
+    if layout == INT8:
+        values = values.view(np.int8)
     return (values, weight.scales) if weight.zeros is None else (values, weight.scales, weight.zeros)
 
 

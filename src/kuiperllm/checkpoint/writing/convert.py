@@ -24,6 +24,7 @@ Rounding = Callable[[NDArray[np.float32], Scheme], QuantTensor]
 """Rounds some rows of a matrix, float32 [n, K], to a scheme."""
 
 _PIECE = 1 << 20  # weights that a thread works on at a time
+_STRETCH = 1 << 15  # weights whose errors are added up at a time
 _EXPONENT = {
     DType.float32: (np.uint32, 0x7F800000),
     DType.float16: (np.uint16, 0x7C00),
@@ -254,13 +255,16 @@ def all_finite(values: NDArray[Any], dtype: DType) -> bool:
 
 
 def _change(before: NDArray[np.float32], after: NDArray[np.float32]) -> Change:
-    difference = before - after
-    max_error = float(np.abs(difference).max())
-    return Change(_squares(before), _squares(difference), max_error)
-
-
-def _squares(values: NDArray[np.float32]) -> float:
-    return float(np.square(values, dtype=np.float32).sum(dtype=np.float64))
+    """Sums in float32 over stretches that stay in the cache, and of those in float64."""
+    squares = squared_errors = largest = 0.0
+    flat, changed = before.reshape(-1), after.reshape(-1)
+    for start in range(0, len(flat), _STRETCH):
+        weights = flat[start : start + _STRETCH]
+        errors = weights - changed[start : start + _STRETCH]
+        squares += float(np.einsum("i,i->", weights, weights))
+        squared_errors += float(np.einsum("i,i->", errors, errors))
+        largest = max(largest, float(errors.max()), -float(errors.min()))
+    return Change(squares, squared_errors, largest)
 
 
 def _report(section: Section, info: TensorInfo, changes: list[Change]) -> TensorReport:
