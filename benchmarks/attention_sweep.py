@@ -20,7 +20,8 @@ from gemv import MODELS, Bench, Model, Product
 from kuiperllm.backends.cuda.launch import chip, collecting, compile_all
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.attention.cuda_decode import Newest, Tuning, decode_mma, decode_scalar, tuning_for
-from kuiperllm.ops.linear.gemv_plan import Plan, followed, plan
+from kuiperllm.ops.linear.gemv_plan import followed, plan
+from kuiperllm.ops.linear.gemv_problem import Plan
 
 SWEEP_MODELS = ("Llama-3.1-8B", "Llama-3.2-1B", "Qwen3-0.6B")
 SWEEP_CONTEXTS = (128, 1024, 8192, 32_000)

@@ -40,6 +40,9 @@ template <typename Element> DEVICE unsigned fma2(unsigned a, unsigned b, unsigne
     return pack2<Element>(fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y));
 }
 
+DEVICE unsigned and_or(unsigned a, unsigned mask, unsigned bits) { return (a & mask) | bits; }
+DEVICE unsigned and_xor(unsigned a, unsigned mask, unsigned bits) { return (a & mask) ^ bits; }
+
 DEVICE void launch_next() {}
 DEVICE void wait_for_previous(emulated::Place place = emulated::Place::here()) { emulated::wait_for_previous(place); }
 
@@ -51,6 +54,9 @@ DEVICE void copy_async_or_zero(void* shared, const void* global, bool valid, emu
 }
 DEVICE void copy_async_word(void* shared, const void* global, int bytes, emulated::Place place = emulated::Place::here()) {
     emulated::copy_async(shared, global, 4, bytes, place);
+}
+DEVICE void copy_async_eight(void* shared, const void* global, int bytes, emulated::Place place = emulated::Place::here()) {
+    emulated::copy_async(shared, global, 8, bytes, place);
 }
 DEVICE void commit_copies() { emulated::commit_copies(); }
 template <int LEFT_> DEVICE void wait_for_copies() { emulated::wait_for_copies(LEFT_); }

@@ -72,6 +72,18 @@ template <> DEVICE unsigned fma2<f16>(unsigned a, unsigned b, unsigned c) {
     return y;
 }
 
+// (a & mask) | bits, and with ^ in the place of |: one instruction each, which the compiler splits if two of three are constants.
+DEVICE unsigned and_or(unsigned a, unsigned mask, unsigned bits) {
+    unsigned y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(a), "r"(mask), "r"(bits));
+    return y;
+}
+DEVICE unsigned and_xor(unsigned a, unsigned mask, unsigned bits) {
+    unsigned y;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(a), "r"(mask), "r"(bits));
+    return y;
+}
+
 // --- dependent launch: a kernel may start while the one in front of it still runs ------------------------------
 
 // Let the next kernel start. It waits for this one's end before it uses what this one writes.
@@ -102,6 +114,10 @@ DEVICE void copy_async_or_zero(void* shared, const void* global, bool valid) {
 // The first `bytes` (0 ... 4) of a word, zeros behind them; both addresses 4-byte aligned.
 DEVICE void copy_async_word(void* shared, const void* global, int bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
+// The same of eight bytes.
+DEVICE void copy_async_eight(void* shared, const void* global, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most N of this thread's committed groups are still under way.

@@ -38,7 +38,7 @@ template <typename V> __device__ constexpr float raw_unit(int bits, Coding codin
 DEVICE unsigned shifted(unsigned word, int right) { return right >= 0 ? word >> right : word << -right; }
 
 // Pair `pair` (0 ... 15) of 32 columns, raw. `words` are the columns' words, plane after plane.
-template <typename V, int bits, Coding coding> DEVICE unsigned raw_pair(const unsigned (&words)[bits], int pair) {
+template <typename V, int bits, Coding coding, int count> DEVICE unsigned raw_pair(const unsigned (&words)[count], int pair) {
     if constexpr (coding == E4M3) {
         // The sign to bit 15, exponent and mantissa where V has them.
         constexpr int shift = Raw<V>::E4M3_SHIFT;
@@ -51,10 +51,10 @@ template <typename V, int bits, Coding coding> DEVICE unsigned raw_pair(const un
     } else {
         constexpr int low = low_bits(bits), high = high_bits(bits);
         const int to = raw_place<V>(bits, pair), in_low = pair % (16 / low) * low;
-        unsigned lanes = (words[pair / (16 / low)] >> (in_low - to) & (((1u << low) - 1) << to) * 0x10001u) | Raw<V>::EXPONENT;
+        unsigned lanes = and_or(words[pair / (16 / low)] >> (in_low - to), (((1u << low) - 1) << to) * 0x10001u, Raw<V>::EXPONENT);
         if constexpr (high != 0) {
             const int in_high = pair % (16 / high) * high, high_to = to + low;
-            lanes |= shifted(words[low + pair / (16 / high)], in_high - high_to) & (((1u << high) - 1) << high_to) * 0x10001u;
+            lanes = and_or(shifted(words[low + pair / (16 / high)], in_high - high_to), (((1u << high) - 1) << high_to) * 0x10001u, lanes);
         }
         return lanes;
     }
@@ -70,7 +70,7 @@ template <Coding coding> DEVICE unsigned centred_bytes(unsigned word, int pair) 
 }
 
 // Pair `pair` of 32 columns as numbers: code - 2^(bits - 1) whatever the coding, which is exact; of e4m3 the number.
-template <typename V, int bits, Coding coding> DEVICE unsigned centred_pair(const unsigned (&words)[bits], int pair) {
+template <typename V, int bits, Coding coding, int count> DEVICE unsigned centred_pair(const unsigned (&words)[count], int pair) {
     if constexpr (bits == 8 && coding != E4M3 && Raw<V>::BITS_BELOW < 8) {
         return centred_bytes<coding>(words[pair / 2], pair);
     } else {
