@@ -13,7 +13,7 @@ from packed_weights import packed
 from kuiperllm.backends.cuda.launch import chip, compile_all
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.errors import KernelError
-from kuiperllm.ops.linear import LinearWeight, gemm_hopper
+from kuiperllm.ops.linear import LinearWeight, codes_tiling, expand, gemm_codes, gemm_hopper
 from kuiperllm.ops.linear.expand import expanded, gemm_expanded
 from kuiperllm.ops.linear.gemm import MMA_TILES, SIMT_TILES, gemm, gemm_16_bits, gemm_mma, gemm_simt
 from kuiperllm.ops.linear.gemm_tiling import (
@@ -256,7 +256,7 @@ def test_products_of_expanded_weights(
     epilogue: str, bias: bool, cuda: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A piece of the rows at a time."""
-    monkeypatch.setattr("kuiperllm.ops.linear.expand.PIECE_BYTES", 300_000)
+    monkeypatch.setattr(expand, "PIECE_BYTES", 300_000)
     kind = EPILOGUES[epilogue]
     product = Product(cuda, 11, 1060, 288, BF16, format=Scheme(4, 48), bias=bias, epilogue=kind, margin=8)
     product.check(lambda x, w, out: gemm_expanded(x, w, out, kind, gemm_16_bits))
@@ -346,6 +346,64 @@ def test_the_table_is_sound() -> None:
         assert all(by_rows.values())
 
 
+def test_tilings_of_codes() -> None:
+    for tiling in codes_tiling.all_tilings():
+        assert Tiling.parse(str(tiling)) == tiling
+        assert tiling.swap
+        for scheme in SCHEMES:
+            for direct in (False, True):
+                for step in {64, codes_tiling.step_columns(tiling, 4096)}:
+                    limit = 227 << 10 if tiling.resident == 1 else 113 << 10
+                    stages = codes_tiling.stages(tiling, scheme, step, direct)
+                    taken = codes_tiling.shared_bytes(tiling, scheme, step, direct)
+                    assert stages == 20 or limit - 90_000 < taken <= limit
+    assert len({str(tiling) for tiling in codes_tiling.all_tilings()}) == len(codes_tiling.all_tilings())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=scheme_id)
+def test_every_product_of_codes_has_a_tiling(scheme: Scheme) -> None:
+    """Or is one of expanded weights."""
+    for n, k in ((6144, 4096), (128256, 2048), (896, 4864), (64, 256), (16, 1024), (28672, 4096)):
+        for m in (9, 33, 100, 700):
+            for epilogue in EPILOGUES.values():
+                for direct in (False, True):
+                    tiling = codes_tiling.choose(m, n, k, scheme, epilogue, direct, 132)
+                    if tiling is not None:
+                        assert codes_tiling.fits(tiling, m, n, k, scheme, epilogue, direct, 132)
+        promising = codes_tiling.candidates(64, n, k, scheme, 132)
+        assert len(promising) > 10
+
+
+def test_estimates_of_codes_prefer_what_should_be_fast() -> None:
+    """Tiles of as many rows of x as there are, and enough blocks; large tiles for many rows."""
+    scheme = Scheme(4, 64)
+    for m in (16, 32, 64):
+        few = codes_tiling.candidates(m, 4096, 4096, scheme, 132)[0]
+        assert few.tile_q == m
+        assert few.clusters(m, 4096, 4096, 132) * few.cluster > 60
+    assert codes_tiling.candidates(1024, 28672, 4096, scheme, 132)[0].tile_q >= 192
+    assert codes_tiling.choose(40_000, 28672, 4096, scheme, PLAIN, False, 132) is None
+
+
+def test_measured_tilings_of_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the nearest number of bits; None stands for expanded weights."""
+    first, second = Tiling.parse("s128x128"), Tiling.parse("s64x64")
+    known = {4: {(4096, 4096): {64: (second,), 1024: (None,)}}, 8: {(4096, 4096): {64: (first,)}}}
+    monkeypatch.setattr(codes_tiling, "table", lambda: known)
+    codes_tiling.choose.cache_clear()
+    for bits, m, expected in ((4, 60, second), (5, 64, second), (3, 900, None), (8, 9, first)):
+        scheme = Scheme(bits, 32)
+        assert codes_tiling.choose(m, 4096, 4096, scheme, PLAIN, False, 132) == expected
+    codes_tiling.choose.cache_clear()
+
+
+def test_the_table_of_codes_is_sound() -> None:
+    for shapes in codes_tiling.table().values():
+        for by_rows in shapes.values():
+            assert set(by_rows) <= set(ROWS)
+            assert all(by_rows.values())
+
+
 # --- wgmma ------------------------------------------------------------------------------------------------
 
 AWKWARD = [
@@ -409,7 +467,7 @@ def test_wgmma_in_a_graph(hopper: Device) -> None:
     tiling = Tiling.parse("n128x128e")
     product = Product(hopper, 200, 640, 2048, BF16)
     gemm_hopper.gemm(product.x, product.weight, Tensor.empty((200, 640), BF16, hopper), PLAIN, tiling)
-    gemm_hopper._workspace.cache_clear()
+    gemm_hopper.workspace.cache_clear()
     out = Tensor.zeros((200, 640), BF16, hopper)
     with hopper.capture() as graph:
         gemm_hopper.gemm(product.x, product.weight, out, PLAIN, tiling)
@@ -417,4 +475,95 @@ def test_wgmma_in_a_graph(hopper: Device) -> None:
         out.buffer.fill(0xFF)
         graph.replay()
         np.testing.assert_allclose(out.numpy().astype(np.float32), product.expected(), rtol=0.02, atol=0.05)
-    assert not gemm_hopper._workspace(hopper)[1].numpy().any()
+    assert not gemm_hopper.workspace(hopper)[1].numpy().any()
+
+
+# --- wgmma with codes -------------------------------------------------------------------------------------
+
+TYPICAL = [Scheme(4, 64), Scheme(8, 128), Scheme(4, 32, I8, "minimum"), Scheme(6, 16, I8)]
+"""What each tiling is tried with; the others with a few."""
+
+AWKWARD_FOR_CODES = [(13, 1152, 1024), (100, 3072, 768), (257, 832, 512), (515, 4160, 1024), (33, 832, 8192)]
+
+VARIANTS_OF_CODES = [(kind, BF16, BF16, 5) for kind in EPILOGUES.values()]
+VARIANTS_OF_CODES += [(PLAIN, BF16, F32, 3), (ACCUMULATE, BF16, F32, 2), (SWIGLU, F16, F16, 2)]
+
+
+@cache
+def products_of_codes(device: Device, scheme: Scheme, variants: int) -> list[Product]:
+    """Products that no tile divides, the truth about them known; with bias if M is odd."""
+    return [
+        Product(device, m, n, k, dtype, format=scheme, bias=m % 2 > 0, epilogue=kind, out_dtype=out)
+        for kind, dtype, out, count in VARIANTS_OF_CODES[:variants]
+        for m, n, k in AWKWARD_FOR_CODES[:count]
+    ]
+
+
+def check_tiling_of_codes(tiling: Tiling, products: list[Product]) -> None:
+    """Results are right, and do not depend on timing."""
+    tried = [product for product in products if _takes_codes(product, tiling)]
+    assert tried
+    compile_all([_kernel_of_codes(product, tiling) for product in tried], tried[0].device)
+    for product in tried:
+
+        def call(x: Tensor, w: LinearWeight, out: Tensor, epilogue: int = product.epilogue) -> None:
+            gemm_codes.gemm(x, w, out, epilogue, tiling)
+
+        np.testing.assert_array_equal(product.check(call), product.run(call))
+
+
+def _takes_codes(product: Product, tiling: Tiling) -> bool:
+    (m, k), n, scheme = product.x.shape, product.weight.out_features, product.weight.scheme
+    assert scheme is not None
+    assert gemm_codes.can_take(product.x, product.weight, product.epilogue)
+    return codes_tiling.fits(tiling, m, n, k, scheme, product.epilogue, product.is_direct, 132)
+
+
+def _kernel_of_codes(product: Product, tiling: Tiling) -> Any:
+    scheme = product.weight.scheme
+    assert scheme is not None
+    return gemm_codes.kernel(
+        tiling, scheme, codes_tiling.step_columns(tiling, product.x.shape[1]), product.x.dtype,
+        product.dtype, product.epilogue, product.is_direct, product.weight.bias is not None,
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", SCHEMES, ids=scheme_id)
+def test_wgmma_of_codes(scheme: Scheme, hopper: Device) -> None:
+    """Each scheme, with tiles of each kind and steps of 128 columns and of 64."""
+    for name in ("s64x16", "s64x64r2", "s128x128c2", "s128x256", "s64x32c2d"):
+        check_tiling_of_codes(Tiling.parse(name), products_of_codes(hopper, scheme, 6))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [str(tiling) for tiling in codes_tiling.all_tilings()])
+def test_wgmma_tilings_of_codes(name: str, hopper: Device) -> None:
+    tiling = Tiling.parse(name)
+    for scheme in TYPICAL:
+        products = products_of_codes(hopper, scheme, 3)
+        if any(_takes_codes(product, tiling) for product in products):
+            check_tiling_of_codes(tiling, products)
+
+
+@pytest.mark.gpu
+def test_odd_columns_of_codes(hopper: Device) -> None:
+    """Rows of 64 columns more than a multiple of 128."""
+    for k in (320, 576):
+        for scheme in (Scheme(4, 64), Scheme(8, 32), Scheme(4, 32, F16, "minimum")):
+            product = Product(hopper, 50, 200, k, BF16, format=scheme, bias=True)
+            for name in ("s64x16", "s128x64c2", "s128x128e", "s128x256c2"):
+                check_tiling_of_codes(Tiling.parse(name), [product])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("epilogue", EPILOGUES)
+def test_products_of_expanded_weights_on_hopper(
+    epilogue: str, hopper: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The product waits for the weights that the kernel in front of it writes, piece after piece."""
+    kind = EPILOGUES[epilogue]
+    product = Product(hopper, 2100, 6144, 4096, BF16, format=Scheme(4, 64), epilogue=kind)
+    monkeypatch.setattr(expand, "PIECE_BYTES", 8 << 20)
+    for _ in range(3):
+        product.check(lambda x, w, out: gemm_expanded(x, w, out, kind, gemm_16_bits))

@@ -22,7 +22,7 @@ expand_rows(const char* low, const char* high, const SCALE* scales, const f16* s
     unsigned pairs[4];
 #pragma unroll
     for (int t = 0; t < 4; t++) {
-        float2 x = unpack2<T>(codes.numbers<T, 0>(Place(t)));
+        float2 x = unpack2<T>(codes.numbers<T>(0, Place(t)));
         if (!CENTRED) x.x -= raw_bias<T>(CODING) + MIDDLE_CODE, x.y -= raw_bias<T>(CODING) + MIDDLE_CODE;
         pairs[t] = pack2<T>(fmaf(x.x, with.factor, with.offset), fmaf(x.y, with.factor, with.offset));
     }

@@ -23,6 +23,13 @@ template <typename V> DEVICE PairGroup pair_group(float scale, float zero) {
     return {both<V>(group.factor), both<V>(CENTRED ? group.offset : -raw_bias<V>(CODING) - zero)};
 }
 
+// Numbers in both lanes of a word: 1, and what makes numbers of e4m3's exponents, 2^120 or 2^8.
+template <typename V> constexpr unsigned ONES = Raw<V>::BITS_BELOW < 8 ? 0x3f803f80u : 0x3c003c00u;
+template <typename V> constexpr unsigned E4M3_UNITS = Raw<V>::BITS_BELOW < 8 ? 0x7b807b80u : 0x5c005c00u;
+constexpr unsigned NOTHING = 0x80008000u;  // -0 changes no sum
+// Minus the raw middle code.
+template <typename V> constexpr unsigned TO_CENTRE = Raw<V>::EXPONENT | 0x80008000u | MIDDLE_CODE * 0x00010001u;
+
 // Where a lane's pairs lie: a selector of bytes, and how far up in words of a plane.
 struct Place {
     unsigned bytes, four, two, one;
@@ -52,35 +59,36 @@ template <int COLUMNS> struct Codes {
         if (HIGH_BITS && !HIGH) high[0] >>= first * HIGH_BITS % 32 / 2;
     }
 
-    // Columns 8 J + 2t and the next as numbers of V: around zero, or raw unless CENTRED.
-    template <typename V, int J> DEVICE unsigned numbers(const Place& place) const {
+    // Columns 8 j + 2t and the next as numbers of V: around zero, or raw unless CENTRED.
+    template <typename V> DEVICE unsigned numbers(int j, const Place& place) const {
         constexpr unsigned exponent = Raw<V>::EXPONENT;
         constexpr bool is_wide = Raw<V>::BITS_BELOW >= 8;
         if constexpr (LOW_BITS == 8) {
-            const unsigned pair = __byte_perm(low[2 * J], low[2 * J + 1], place.bytes);  // and something in the other bytes
+            const unsigned pair = __byte_perm(low[2 * j], low[2 * j + 1], place.bytes);  // and something in the other bytes
             if constexpr (CODING == E4M3) {
-                const unsigned bits = (pair & 0x80008000u) | (pair & 0x7f007f00u) >> (8 - Raw<V>::E4M3_SHIFT);
-                return fma2<V>(bits, both<V>(is_wide ? 0x1p8f : 0x1p120f), both<V>(-0.f));
+                const unsigned bits = and_or(pair, 0x80008000u, (pair & 0x7f007f00u) >> (8 - Raw<V>::E4M3_SHIFT));
+                return fma2<V>(bits, E4M3_UNITS<V>, NOTHING);
             }
             constexpr unsigned flip = CODING == MIDDLE ? 0x00800080u : 0;  // makes codes of signed numbers
-            if constexpr (is_wide) return fma2<V>((pair & 0x00ff00ffu) ^ (exponent | flip), both<V>(1.f), both<V>(-raw_bias<V>(CODING) - 128.f));
+            if constexpr (is_wide) return fma2<V>(and_xor(pair, 0x00ff00ffu, exponent | flip), ONES<V>, TO_CENTRE<V>);
             // 7 bits have room below bfloat16's exponent. The eighth, if it is not set, makes -256 of the -128 that is added.
-            return fma2<V>((pair & 0x007f007fu) | exponent, both<V>(1.f), (pair & 0x00800080u) ^ (0x80008000u | exponent | (0x00800080u ^ flip)));
+            const unsigned less = and_xor(pair, 0x00800080u, 0x80008000u | exponent | (0x00800080u ^ flip));
+            return fma2<V>(and_or(pair, 0x007f007fu, exponent), ONES<V>, less);
         } else {
-            unsigned pair = exponent;
-            if constexpr (LOW_BITS == 4) pair |= low[J] >> place.four & 0x000f000fu;
-            else pair |= shifted(low[J / 2] >> place.two, 8 * (J % 2)) & 0x00030003u;
-            if constexpr (HIGH_BITS == 2) pair |= shifted(high[J / 2] >> place.two, 8 * (J % 2) - LOW_BITS) & 0x00030003u << LOW_BITS;
-            if constexpr (HIGH_BITS == 1) pair |= shifted(high[J / 4] >> place.one, 4 * (J % 4) - LOW_BITS) & 0x00010001u << LOW_BITS;
-            return CENTRED ? fma2<V>(pair, both<V>(1.f), both<V>(-raw_bias<V>(CODING) - MIDDLE_CODE)) : pair;
+            unsigned pair;
+            if constexpr (LOW_BITS == 4) pair = and_or(low[j] >> place.four, 0x000f000fu, exponent);
+            else pair = and_or(shifted(low[j / 2] >> place.two, 8 * (j % 2)), 0x00030003u, exponent);
+            if constexpr (HIGH_BITS == 2) pair = and_or(shifted(high[j / 2] >> place.two, 8 * (j % 2) - LOW_BITS), 0x00030003u << LOW_BITS, pair);
+            if constexpr (HIGH_BITS == 1) pair = and_or(shifted(high[j / 4] >> place.one, 4 * (j % 4) - LOW_BITS), 0x00010001u << LOW_BITS, pair);
+            return CENTRED ? fma2<V>(pair, ONES<V>, TO_CENTRE<V>) : pair;
         }
     }
 
     // The same as weights; factors, terms and weights are rounded to V.
-    template <typename V, int J> DEVICE unsigned weights(const Place& place, const PairGroup& group) const {
-        const unsigned n = numbers<V, J>(place);
-        if (!HAS_ZEROS) return fma2<V>(n, group.factor, both<V>(-0.f));
+    template <typename V> DEVICE unsigned weights(int j, const Place& place, const PairGroup& group) const {
+        const unsigned n = numbers<V>(j, place);
+        if (!HAS_ZEROS) return fma2<V>(n, group.factor, NOTHING);
         if (CENTRED) return fma2<V>(n, group.factor, group.term);
-        return fma2<V>(fma2<V>(n, both<V>(1.f), group.term), group.factor, both<V>(-0.f));
+        return fma2<V>(fma2<V>(n, ONES<V>, group.term), group.factor, NOTHING);
     }
 };

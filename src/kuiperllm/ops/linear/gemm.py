@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import DType, Tensor
-from kuiperllm.ops.linear import gemm_hopper
+from kuiperllm.ops.linear import gemm_codes, gemm_hopper
 from kuiperllm.ops.linear.cuda_weights import row_bytes
 from kuiperllm.ops.linear.expand import gemm_expanded
 from kuiperllm.ops.linear.gemm_tiling import ACCUMULATE, PLAIN, SWIGLU
@@ -43,6 +43,12 @@ def gemm(
         gemm_simt(x, weight, out, epilogue)
     elif gemm_hopper.can_take(x, weight, epilogue):
         gemm_hopper.gemm(x, weight, out, epilogue)
+    elif gemm_codes.can_take(x, weight, epilogue):
+        tiling = gemm_codes.best_tiling(x, weight, out, epilogue)
+        if tiling is None:
+            gemm_expanded(x, weight, out, epilogue, gemm_16_bits)
+        else:
+            gemm_codes.gemm(x, weight, out, epilogue, tiling)
     elif weight.format is x.dtype or has_whole_steps(weight):
         gemm_mma(x, weight, out, epilogue)
     elif weight.scheme is not None:

@@ -24,10 +24,11 @@ def can_take(x: Tensor, weight: LinearWeight, epilogue: int) -> bool:
         return False
     if epilogue == SWIGLU and weight.out_features % 16:
         return False
-    return _is_aligned(x)
+    return is_aligned(x)
 
 
-def _is_aligned(x: Tensor) -> bool:
+def is_aligned(x: Tensor) -> bool:
+    """Whether the copy engine can read or write a matrix."""
     return x.address % _ALIGNMENT == 0 and (x.shape[0] == 1 or x.strides[0] * x.itemsize % _ALIGNMENT == 0)
 
 
@@ -67,15 +68,15 @@ def gemm(
         constant: whether the weights may be read before the kernel in front has ended.
     """
     (m, k), n = x.shape, weight.out_features
-    direct = out.dtype is not x.dtype or not _is_aligned(out)
+    direct = out.dtype is not x.dtype or not is_aligned(out)
     plan = _plan(
         m, n, k, x.dtype, out.dtype, epilogue, direct, weight.bias is not None, constant, tiling,
         chip(x.device).multiprocessors,
     )  # fmt: skip
-    workspace, counters = _workspace(x.device) if plan.tiling.split == SPLIT_EVENLY else (None, None)
+    sums, counters = workspace(x.device) if plan.tiling.split == SPLIT_EVENLY else (None, None)
     launch(
         plan.kernel, plan.blocks, plan.threads, *_maps(x, weight, out, epilogue, plan, direct),
-        weight.bias, out, out.strides[0], m, out.shape[1], *plan.work, workspace, counters,
+        weight.bias, out, out.strides[0], m, out.shape[1], *plan.work, sums, counters,
         shared=plan.shared, cluster=plan.tiling.cluster,
     )  # fmt: skip
 
@@ -169,7 +170,7 @@ def _row_bytes(matrix: Tensor, of_one: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _workspace(device: Device) -> tuple[Tensor, Tensor]:
+def workspace(device: Device) -> tuple[Tensor, Tensor]:
     """Memory for sums of parts of tiles, and counters that are zero between kernels; one for each device.
 
     Made by another thread: what a thread allocates and fills while it records a graph belongs to the graph.

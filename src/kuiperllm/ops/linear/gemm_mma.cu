@@ -155,7 +155,7 @@ struct Products {
             PairGroup group = {};
             if (HAS_ZEROS) group = ((const PairGroup*)(stage + GROUPS_AT))[index];
             else group.factor = ((const unsigned*)(stage + GROUPS_AT))[index];
-            b[j][0] = codes.weights<T, 0>(place, group), b[j][1] = codes.weights<T, 1>(place, group);
+            b[j][0] = codes.weights<T>(0, place, group), b[j][1] = codes.weights<T>(1, place, group);
         }
     }
 
