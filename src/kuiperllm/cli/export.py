@@ -13,6 +13,7 @@ from kuiperllm.cli.interrupts import import_engine, stopped_by_signals
 from kuiperllm.cli.options import Json, ModelOptions, Verbose, with_option_groups
 from kuiperllm.cli.output import print_json, print_table, write
 from kuiperllm.cli.progress import Reporter
+from kuiperllm.cli.text_input import read_file
 
 if TYPE_CHECKING:
     from kuiperllm.checkpoint.writing.convert import TensorReport
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\
 kuiper export -m ./Llama-3.2-1B-Instruct --quant q4 ./Llama-3.2-1B-q4
 kuiper export -m Qwen/Qwen2.5-0.5B-Instruct --quant q4_k_m qwen2.5-0.5b.gguf
+kuiper export -m ./Llama-3.2-1B --quant q4 --calibrate wiki.train.raw ./Llama-3.2-1B-gptq
 kuiper export -m model.gguf --quant none --dtype bfloat16 ./model
 kuiper export -m ./llama-2-7b --quant q8 --format llama2c --version 2 llama2-7b.bin
 """
@@ -90,6 +92,16 @@ def export(
     search: Annotated[
         bool, typer.Option("--search", help="Look for the scales that leave the least squared error.")
     ] = False,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FILE",
+            show_default=False,
+            help="Round with a text in mind, such as the model is for, so that results on it change little "
+            "(GPTQ): some ten thousand words in UTF-8. Takes far longer.",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     threads: Annotated[
         int | None,
@@ -121,6 +133,7 @@ def export(
             version=version,
             dtype=dtype,
             search=search,
+            calibration=None if calibrate is None else read_file(calibrate),
             tokenizer=model.tokenizer,
             force=force,
             threads=threads,

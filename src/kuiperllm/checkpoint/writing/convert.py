@@ -24,6 +24,7 @@ Rounding = Callable[[NDArray[np.float32], Scheme], QuantTensor]
 """Rounds some rows of a matrix, float32 [n, K], to a scheme."""
 
 _PIECE = 1 << 20  # weights that a thread works on at a time
+_PIECES_KEPT = 64  # after so many, the mapped pages of the source are given up
 _STRETCH = 1 << 15  # weights whose errors are added up at a time
 _EXPONENT = {
     DType.float32: (np.uint32, 0x7F800000),
@@ -139,10 +140,12 @@ class Converter:
             return self._rows(section, weight[rows], None if rounded is None else rounded[rows])
 
         try:
-            for first, after in _row_ranges(section):
+            for number, (first, after) in enumerate(_row_ranges(section), start=1):
                 waiting.append(self._pool.submit(work, first, after))
                 if len(waiting) > 2 * self._threads:
                     yield finished()
+                if number % _PIECES_KEPT == 0:  # so that of a large embedding not all is resident
+                    self.checkpoint.release(section.name)
             while waiting:
                 yield finished()
         except KuiperError as error:

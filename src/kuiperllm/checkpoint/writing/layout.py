@@ -13,6 +13,9 @@ from kuiperllm.checkpoint.writing.convert import Converter, Section
 from kuiperllm.checkpoint.writing.output import Output, OutputFile
 from kuiperllm.quant import QuantTensor
 
+Rounded = Callable[[str], QuantTensor | None]
+"""Gives a matrix that somebody has rounded already, or None; asked once for each tensor, in order."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Constant:
@@ -83,7 +86,7 @@ def write(
     output: Output,
     converter: Converter,
     *,
-    rounded: Callable[[str], QuantTensor | None] = lambda name: None,
+    rounded: Rounded | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write all files of a layout, from front to back.
@@ -92,7 +95,7 @@ def write(
         layout: what lies where.
         output: where the files go.
         converter: turns tensors into bytes.
-        rounded: gives a matrix that is rounded already, or None; asked once for each tensor, in order.
+        rounded: gives matrices that are not to be rounded here.
         progress: told of (bytes written, bytes in all).
 
     Raises:
@@ -119,7 +122,7 @@ def _write_section(
     section: Section | Constant,
     file: OutputFile,
     converter: Converter,
-    rounded: Callable[[str], QuantTensor | None],
+    rounded: Rounded | None,
 ) -> Iterator[int]:
     """Write one section; gives the bytes written after each piece."""
     if isinstance(section, Constant):
@@ -128,7 +131,7 @@ def _write_section(
         return
     start = file.position
     behind: list[tuple[NDArray[np.uint8], ...]] = []  # the parts after the first, a fraction of its size
-    for first, *others in converter.convert(section, rounded(section.name)):
+    for first, *others in converter.convert(section, rounded(section.name) if rounded is not None else None):
         file.write(first)
         behind.append(tuple(others))
         yield len(first)

@@ -17,6 +17,7 @@ from kuiperllm.checkpoint.writing.layout import ExportLayout, write
 from kuiperllm.checkpoint.writing.output import Output
 from kuiperllm.config import settings
 from kuiperllm.core import Device
+from kuiperllm.engine.export.calibration import Calibrated, calibration_windows
 from kuiperllm.engine.export.documents import generation_config, tokenizer_documents
 from kuiperllm.engine.export.options import KEEP, NONE, ExportOptions
 from kuiperllm.engine.export.plan import Shapes, plan_gguf, plan_llama2c, plan_safetensors
@@ -25,6 +26,7 @@ from kuiperllm.engine.loading import DEMO, open_model, open_tokenizer
 from kuiperllm.errors import KuiperError, TokenizerError, UnsupportedError, UsageError
 from kuiperllm.models import model_tensors
 from kuiperllm.quant import Scheme
+from kuiperllm.quant.recoding import can_recode
 from kuiperllm.quant.rounding import quantize
 from kuiperllm.text import Tokenizer
 from kuiperllm.text.writing import gguf_tokenizer, llama2c_tokenizer
@@ -46,6 +48,7 @@ def export(
     version: int | None = None,
     dtype: str = "auto",
     search: bool = False,
+    calibration: str | None = None,
     tokenizer: str | Path | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -70,6 +73,8 @@ def export(
         version: of llama2c: 0 or 1 (float32), 2 (int8), 3 (KuiperLLama's int8).
         dtype: of matrices that are not quantized: `auto` as in the source, `float32`, `float16`, `bfloat16`.
         search: look for the scales that leave the least squared error.
+        calibration: a text like those that the model is for: matrices of layers are rounded so that their
+            products on it change little (GPTQ), and all others as with `search`.
         tokenizer: a tokenizer's file or folder; by default the model's own.
         force: replace what exists.
         threads: of the CPU; by default `KUIPER_NUM_THREADS`, else the physical cores.
@@ -91,6 +96,7 @@ def export(
         zero_point=zero_point,
         dtype=dtype,
         search=search,
+        calibrates=calibration is not None,
     )
     with open_model(model, progress) as checkpoint:
         return export_checkpoint(
@@ -102,6 +108,7 @@ def export(
             else Path(model).resolve().stem
             if Path(model).exists()
             else str(model),
+            calibration=calibration,
             tokenizer=tokenizer,
             force=force,
             threads=threads,
@@ -115,6 +122,7 @@ def export_checkpoint(
     options: ExportOptions,
     *,
     name: str,
+    calibration: str | None = None,
     tokenizer: str | Path | None = None,
     force: bool = False,
     threads: int | None = None,
@@ -129,11 +137,18 @@ def export_checkpoint(
     layout = _plan(checkpoint, shapes, options, text, tokenizer, name, notes)
     output = Output(out, is_folder=layout.is_folder, replace=force, beside=layout.documents)
     output.require_space(layout.nbytes)
-    rounding = _refuse_to_round if options.quant == KEEP else partial(quantize, search=options.search)
+    rounding = (
+        _refuse_to_round
+        if options.quant == KEEP
+        else partial(quantize, search=options.search or options.calibrates)
+    )
     workers = threads or settings().num_threads or physical_cores()
     tell = None if progress is None else partial(progress, f"writing {out.name}")
+    rounded = None
+    if calibration is not None:
+        rounded = _calibrated(checkpoint, layout, text, calibration, progress)
     with output, Converter(checkpoint, rounding, workers) as converter:
-        write(layout, output, converter, progress=tell)
+        write(layout, output, converter, rounded=rounded, progress=tell)
         output.commit()
     return ExportReport(
         source=str(checkpoint.path),
@@ -147,6 +162,26 @@ def export_checkpoint(
         tensors=tuple(converter.reports),
         notes=(*notes, *_not_quantized(options, converter.reports)),
     )
+
+
+def _calibrated(
+    checkpoint: Checkpoint,
+    layout: ExportLayout,
+    tokenizer: Tokenizer | None,
+    text: str,
+    progress: Progress | None,
+) -> Calibrated:
+    """What rounds the matrices of a layout with a text in mind; those whose codes are kept are left out."""
+    if tokenizer is None:
+        raise UsageError("calibrating takes a tokenizer; name one with --tokenizer")
+    schemes = {}
+    for section in layout.sections:
+        kind, source = section.storage.kind, checkpoint.tensors[section.name].scheme
+        if isinstance(kind, Scheme) and not (source is not None and can_recode(source, kind)):
+            schemes[section.name] = kind
+    windows = calibration_windows(text, tokenizer, checkpoint.config)
+    tell = None if progress is None else partial(progress, "calibrating")
+    return Calibrated(checkpoint, windows, schemes, tell)
 
 
 def _refuse_to_round(matrix: object, scheme: Scheme) -> NoReturn:

@@ -33,6 +33,8 @@ class ExportOptions:
     version: int | None = None
     dtype: str = "auto"
     search: bool = False
+    calibrates: bool = False
+    """Whether there is a text to calibrate with; implies `search` for what is not calibrated."""
 
     @classmethod
     def of(cls, out: Path, format: str | None, version: int | None, **others: object) -> ExportOptions:
@@ -55,11 +57,15 @@ class ExportOptions:
         )
         _require(not (self.zero_point and (self.format, self.quant) != ("safetensors", "q4")),
                  "zero points belong to quant q4 in the format safetensors")  # fmt: skip
-        _require(not (self.search and self.quant in (KEEP, NONE)),
-                 f"there are no scales to search with quant {self.quant}")  # fmt: skip
         {"safetensors": self._check_safetensors, "gguf": self._check_gguf, "llama2c": self._check_llama2c}[
             self.format
         ]()
+        _require(not (self.search and self.quant in (KEEP, NONE)),
+                 f"there are no scales to search with quant {self.quant}")  # fmt: skip
+        _require(not (self.calibrates and self.quant in (KEEP, NONE)),
+                 f"there is nothing to calibrate with quant {self.quant}")  # fmt: skip
+        _require(not (self.calibrates and self.format == "llama2c"),
+                 "calibrating is possible for safetensors and gguf, not for llama2c")  # fmt: skip
 
     def _check_safetensors(self) -> None:
         self._refuse_version()
