@@ -81,6 +81,7 @@ def test_floats_are_rounded_as_quantize_q8_does(stored: Any, columns: int, group
     rows[4] *= stored(2.0**-15)  # scales among the subnormal numbers of float16
     rows[5] *= stored(2.0**-22)
     rows[6] *= stored(1000.0)
+    rows[7] = stored(255 * 2.0**-24)  # 127.5 scales of 2 ** -23, which would round to 128
     weight = LinearWeight.empty(q8(group), 37, columns, device=cuda)
     weight.write_rows(0, rows)
     assert_holds(weight, quantize_q8(rows, group))

@@ -16,7 +16,9 @@ from kuiperllm.core.memory import format_bytes, out_of_memory
 from kuiperllm.engine.kv_cache import bytes_per_token
 from kuiperllm.errors import TokenizerError
 from kuiperllm.layers import WeightLoader
+from kuiperllm.layers.weights import UNPACKED
 from kuiperllm.models import Decoder, build_model
+from kuiperllm.ops.linear import can_be_kept
 from kuiperllm.quant import AT_LOAD
 from kuiperllm.text import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
 
@@ -267,8 +269,11 @@ def _packed_bytes(info: TensorInfo, engine: EngineConfig) -> int:
     elements = math.prod(info.shape)
     if len(info.shape) < 2:
         return 4 * elements
-    if info.scheme is not None:
+    columns = info.shape[1]
+    if info.scheme is not None and can_be_kept(info.scheme, columns):
         return info.scheme.nbytes(*info.shape)
-    if engine.quantizes and info.shape[1] % 32 == 0:
+    if info.scheme is None and engine.quantizes and columns % 32 == 0:
         return AT_LOAD[str(engine.quant)](32).nbytes(*info.shape)
-    return elements * (DType(info.dtype) if engine.dtype == "auto" else DType(engine.dtype)).itemsize
+    if engine.dtype != "auto":
+        return elements * DType(engine.dtype).itemsize
+    return elements * (UNPACKED if info.scheme is not None else DType(info.dtype)).itemsize

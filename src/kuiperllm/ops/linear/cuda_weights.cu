@@ -45,7 +45,7 @@ round_groups(const S* source, signed char* codes, f16* scales, int* failed, long
         float divisor = to_float(scale) != 0.f ? to_float(scale) : 1.f;
         for (int i = lane; i < group; i += 32) {
             int code = __float2int_rn(__fdiv_rn(to_float(weight[i]), divisor));
-            codes[index * group + i] = BITS == 8 ? code : max(-MIDDLE, min(code, MIDDLE - 1)) + MIDDLE;
+            codes[index * group + i] = BITS == 8 ? max(-127, min(code, 127)) : max(-MIDDLE, min(code, MIDDLE - 1)) + MIDDLE;
         }
         if (lane == 0) scales[index] = scale;
     }
