@@ -167,6 +167,9 @@ template <int WIDTH = 32, typename V, typename Op> DEVICE V warp_reduce(V value,
 DEVICE float warp_sum(float value) { return warp_reduce(value, Sum()); }
 DEVICE float warp_max(float value) { return warp_reduce(value, Max()); }
 
+// The largest of all lanes, in one instruction; floats that are not negative have the order of their bits.
+DEVICE unsigned warp_max_bits(unsigned value) { return __reduce_max_sync(WARP_ALL, value); }
+
 // Over a block of WARPS warps; every thread gets the result. `scratch` holds WARPS values and may be reused after
 // the next __syncthreads().
 template <int WARPS, typename V, typename Op> DEVICE V block_reduce(V value, V neutral, V* scratch, Op op) {

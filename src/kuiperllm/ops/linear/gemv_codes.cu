@@ -50,20 +50,36 @@ template <int EACH, int COLUMNS> struct Records {
     static constexpr int STEP = (STEP_K > COLUMNS ? STEP_K / COLUMNS : 1) * EACH;              // of a stage
     static constexpr int ALIGNMENT = lowest_bit(ROW | STEP | 16);                              // of where a stage begins
     static constexpr int VECTORS = (16 - ALIGNMENT + STEP + 15) / 16, ALL = 16 * VECTORS, BYTES = ALL * 16;
+    static constexpr int PASSES = (ALL + 31) / 32;
 
-    static DEVICE long long place(long long row, int step) { return row * ROW + (long long)step * STEP_K / COLUMNS * EACH; }
+    static DEVICE int in_row(int step) { return step * STEP_K / COLUMNS * EACH; }
     // Where the first record of a row is in its vectors.
-    static DEVICE int offset(int row, int step) { return ALIGNMENT == 16 ? 0 : (int)place(row, step) & 15; }
+    static DEVICE int offset(int row, int step) { return ALIGNMENT == 16 ? 0 : (row * ROW + in_row(step)) & 15; }
 
-    static DEVICE void copy(char* slot, const char* records, int lane, int first, int second, int count, int step, long long rows) {
+    const char *row[PASSES], *end;  // rows of the next tile that this lane brings vectors of; the end of all records
+
+    DEVICE void start(const char* records, int lane, int first, int outputs) {
+        end = records + (GATED ? 2ll : 1ll) * outputs * ROW;
 #pragma unroll
-        for (int pass = 0; pass < (ALL + 31) / 32; pass++) {
-            const int i = pass * 32 + lane;
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int r = (pass * 32 + lane) / VECTORS;
+            row[pass] = records + (long long)(first + (GATED && r >= 8 ? outputs + r - 8 : r)) * ROW;
+        }
+    }
+    DEVICE void next_tile() {
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) row[pass] += GROUPS * TILE * (long long)ROW;
+    }
+    // count: of the tile's outputs.
+    DEVICE void fetch(char* slot, int lane, int count, int step) const {
+#pragma unroll
+        for (int pass = 0; pass < PASSES; pass++) {
+            const int i = pass * 32 + lane, r = i / VECTORS, v = i % VECTORS;
             if (ALL % 32 && i >= ALL) continue;
-            const int r = i / VECTORS, v = i % VECTORS;
-            const bool is_row = (GATED ? r % 8 : r) < count;
-            const long long at = (place(GATED && r >= 8 ? second + r - 8 : first + r, step) & -16) + v * 16;
-            copy_async_or_zero(slot + i * 16, records + at, is_row && (VECTORS == 1 || at < rows * ROW));
+            const char* from = row[pass] + in_row(step);
+            if (ALIGNMENT < 16) from = (const char*)((unsigned long long)from & -16ll);
+            const bool valid = (GATED ? r % 8 : r) < count && (VECTORS == 1 || from + v * 16 < end);
+            copy_async_or_zero(slot + i * 16, from + v * 16, valid);
         }
     }
 };
@@ -86,43 +102,45 @@ template <int bytes> DEVICE void load_piece(unsigned* words, const char* from) {
 // Copies tiles of the matrix to the ring. A warp walks along the columns (its steps [begin, end)) of one tile, then of the
 // next of its tiles.
 struct Fetcher {
-    int lane, g, t;
-    const char *codes, *more_codes, *scales, *super_scales;
-    int outputs, begin, end;
-    Share share;
-    int left, tile, step;                            // steps to be fetched, and the next
-    int first, second, count;                        // rows of the tile, of its second half if GATED, and how many
-    const char *low[2], *high[2];                    // where this lane goes on in its two rows
-    bool has[2];
+    int lane, begin, end, left, step;                // left: steps to be fetched
+    int count;                                       // outputs from the tile on
+    long long second;                                // rows from one of this lane's two rows to the other
+    const char *low, *high;                          // where this lane goes on in the planes of the first
+    GroupRecords groups;
+    SuperRecords blocks;
 
-    DEVICE void start_tile() {
-        step = begin, first = share.first + tile * TILE, second = first + outputs, count = share.count - tile * TILE;
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            const long long row = half == 0 ? first + g : GATED ? second + g : first + g + 8;
-            has[half] = (GATED || half == 0 ? g : g + 8) < count;
-            low[half] = codes + row * LOW_ROW + begin * (STEP_K * LOW / 8) + t * LOW_BYTES;
-            high[half] = more_codes + row * HIGH_ROW + begin * (STEP_K * HIGH / 8) + t * HIGH_BYTES;
-        }
+    DEVICE Fetcher(int lane_, const char* codes, const char* more_codes, const char* scales, const char* super_scales, int outputs, Share share, int tile, int begin_, int end_, int left_)
+        : lane(lane_), begin(begin_), end(end_), left(left_), step(begin_), count(share.count - tile * TILE), second(GATED ? outputs : 8) {
+        const int first = share.first + tile * TILE, t = lane % 4;
+        const long long row = first + lane / 4;
+        low = codes + row * LOW_ROW + begin * (STEP_K * LOW / 8) + t * LOW_BYTES;
+        high = more_codes + row * HIGH_ROW + begin * (STEP_K * HIGH / 8) + t * HIGH_BYTES;
+        groups.start(scales, lane, first, outputs);
+        if (IN_SUPER_BLOCKS) blocks.start(super_scales, lane, first, outputs);
     }
     DEVICE void fetch(char* stage) {
         if (left <= 0) return;
+        const int g = lane / 4, t = lane % 4;
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
+        for (int half = 0; half < 2; half++)
 #pragma unroll
             for (int u = 0; u < UNITS; u++) {
-                const bool valid = has[half] && (IS_EVEN || (step * UNITS + u) * UNIT_K + t * LANE_K < K);
+                const bool valid = g + (GATED ? 0 : 8 * half) < count && (IS_EVEN || (step * UNITS + u) * UNIT_K + t * LANE_K < K);
                 char* slot = stage + (2 * u + half) * ROW_SLOT;
-                copy_piece<LOW_BYTES>(slot + lane * LOW_BYTES, low[half] + u * (UNIT_K * LOW / 8), valid);
-                copy_piece<HIGH_BYTES>(slot + 32 * LOW_BYTES + lane * HIGH_BYTES, high[half] + u * (UNIT_K * HIGH / 8), valid);
+                copy_piece<LOW_BYTES>(slot + lane * LOW_BYTES, low + half * second * LOW_ROW + u * (UNIT_K * LOW / 8), valid);
+                copy_piece<HIGH_BYTES>(slot + 32 * LOW_BYTES + lane * HIGH_BYTES, high + half * second * HIGH_ROW + u * (UNIT_K * HIGH / 8), valid);
             }
-            low[half] += STEP_K * LOW / 8, high[half] += STEP_K * HIGH / 8;
+        groups.fetch(stage + CODE_BYTES, lane, count, step);
+        if (IN_SUPER_BLOCKS) blocks.fetch(stage + CODE_BYTES + GroupRecords::BYTES, lane, count, step);
+        left--, step++;
+        low += STEP_K * LOW / 8, high += STEP_K * HIGH / 8;
+        if (step == end) {
+            const int steps = end - begin;
+            low += GROUPS * TILE * LOW_ROW - steps * (STEP_K * LOW / 8), high += GROUPS * TILE * HIGH_ROW - steps * (STEP_K * HIGH / 8);
+            groups.next_tile();
+            if (IN_SUPER_BLOCKS) blocks.next_tile();
+            count -= GROUPS * TILE, step = begin;
         }
-        const long long rows = (GATED ? 2ll : 1ll) * outputs;
-        GroupRecords::copy(stage + CODE_BYTES, scales, lane, first, second, count, step, rows);
-        if (IN_SUPER_BLOCKS) SuperRecords::copy(stage + CODE_BYTES + GroupRecords::BYTES, super_scales, lane, first, second, count, step, rows);
-        left--;
-        if (++step == end) tile += GROUPS, start_tile();
     }
 };
 
@@ -135,23 +153,23 @@ constexpr int START_FLOATS = PAIRED ? 4 : 2;
 constexpr int STARTS = MAX_UNITS * PARTS * SETS * 4;
 static_assert(sizeof(T) == 2, "activations have 16 bits");
 
-// What a warp has of x in shared memory, for its columns: `vectors` [unit][LANE_VECTORS][row][t] of 16 bytes; `starts` [unit]
-// [part][set][t]: where the sums of vectors 2t and 2t + 1 start, and if groups have zeros the sums of x as well; `inverse` [row]:
-// what sums are multiplied with, because x was; and a vector of zeros.
+// What a warp has of x in shared memory, for its columns: `inverse` [row]: what sums are multiplied with, because x was;
+// `starts` [unit][part][set][t]: where the sums of vectors 2t and 2t + 1 start, and if groups have zeros the sums of x as well;
+// `vectors` [row][unit][LANE_VECTORS][t] of 16 bytes. The pitch of rows spreads the vectors that are read at once over all banks.
 struct Operand {
-    uint4* zeros;
+    static constexpr int ROW = MAX_UNITS * LANE_VECTORS * 4, PITCH = ROW + 4, HEAD = 32 + STARTS * START_FLOATS * 4;
+
     float *inverse, *starts;
     uint4* vectors;
     int rows;
 
-    static DEVICE int bytes(int rows) { return 48 + STARTS * START_FLOATS * 4 + MAX_UNITS * LANE_VECTORS * 64 * rows; }
+    static DEVICE int bytes(int rows) { return HEAD + PITCH * 16 * rows; }
     DEVICE Operand(char* memory, int rows_)
-        : zeros((uint4*)memory), inverse((float*)(memory + 16)), starts((float*)(memory + 48)),
-          vectors((uint4*)(memory + 48 + STARTS * START_FLOATS * 4)), rows(rows_) {}
+        : inverse((float*)memory), starts((float*)(memory + 32)), vectors((uint4*)(memory + HEAD)), rows(rows_) {}
 
-    DEVICE int place(int row, int vector) const {
+    static DEVICE int place(int row, int vector) {
         const int unit = vector / (UNIT_K / 8), t = vector % (UNIT_K / 8) / LANE_VECTORS, v = vector % LANE_VECTORS;
-        return ((unit * LANE_VECTORS + v) * rows + row) * 4 + t;
+        return row * PITCH + (unit * LANE_VECTORS + v) * 4 + t;
     }
 
     // A row's part in `value`, zeros behind its end.
@@ -162,7 +180,7 @@ struct Operand {
 #pragma unroll
             for (int e = 0; e < 8; e++) largest = fmaxf(largest, fabsf(value[pass][e]));
         // The power of two that makes it at least 2^14, less than 2^15.
-        const unsigned exponent = max(__float_as_uint(warp_max(largest)) >> 23, 16u);
+        const unsigned exponent = max(warp_max_bits(__float_as_uint(largest)) >> 23, 16u);
         const float factor = __uint_as_float((268 - exponent) << 23), inverse_factor = __uint_as_float((exponent - 14) << 23);
         if (lane == 0) inverse[row] = inverse_factor * (CODING == E4M3 ? 256.f : 1.f);
 #pragma unroll
@@ -246,11 +264,11 @@ DEVICE void stage_rows(const Operand& operand, const T* x, int stride, const flo
                 if (!is_there) value[pass][e] = 0.f;
             }
         }
-        operand.keep(row, lane, count, value);
         if (PROLOGUE == NORM) {
             square = warp_sum(square);
             if (lane == 0) squares[row * WARPS] = counts ? square : 0.f;
         }
+        operand.keep(row, lane, count, value);
     }
 }
 
@@ -333,21 +351,20 @@ struct Scales {
 
 // --- the product --------------------------------------------------------------------------------------------------------------
 
+constexpr int CHAINS = UNITS * PARTS * SETS < 4 ? 2 : 1;                     // of products that do not wait for each other
+
 struct Multiplier {
-    int lane, g, t;
+    int g, t, lane;
     const uint4* x[SETS];           // this lane's columns of its row of x in each set, or zeros
-    int x_step[SETS], x_unit[SETS]; // to the next vector, and to the next unit
     const float* starts;
     float sum[SETS][ROWS_OF_LANE][2];
 
-    DEVICE Multiplier(const Operand& operand, int lane_) : lane(lane_), g(lane_ / 4), t(lane_ % 4) {
+    DEVICE Multiplier(const Operand& operand, const uint4* zeros, int lane_) : g(lane_ / 4), t(lane_ % 4), lane(lane_) {
 #pragma unroll
         for (int s = 0; s < SETS; s++) {
             const int row = s * SET_ROWS + g / SPANS;
             const bool mine = row < operand.rows && g % SPANS == t * SPANS / 4;
-            x[s] = mine ? operand.vectors + row * 4 + t : operand.zeros;
-            x_step[s] = mine ? 4 * operand.rows : 0;
-            x_unit[s] = LANE_VECTORS * x_step[s];
+            x[s] = (mine ? operand.vectors + row * Operand::PITCH : zeros) + t;
         }
         starts = operand.starts + t * START_FLOATS;
         clear();
@@ -360,7 +377,8 @@ struct Multiplier {
     // A stage: step `step`, number `index` of this warp's. rows: of the tile's first row and of that of its second half.
     DEVICE void multiply(const char* stage, int step, int index, const int (&rows)[2]) {
         unsigned words[UNITS][2][WORDS];
-        float product[UNITS][SETS][PARTS][4], of_x[UNITS][SETS][PARTS][2];
+        float product[UNITS][SETS][PARTS][CHAINS][4], of_x[UNITS][SETS][PARTS][2];
+        const float* first_start = starts + index * (UNITS * PARTS * SETS * 4 * START_FLOATS);
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
 #pragma unroll
@@ -375,13 +393,13 @@ struct Multiplier {
                 for (int part = 0; part < PARTS; part++) {
                     float start[START_FLOATS] = {};
                     if (CODING != E4M3) {
-                        const float* from = starts + (((index * UNITS + u) * PARTS + part) * SETS + s) * (4 * START_FLOATS);
+                        const float* from = first_start + ((u * PARTS + part) * SETS + s) * (4 * START_FLOATS);
                         const Pack<float, START_FLOATS> pack = *(const Pack<float, START_FLOATS>*)from;
 #pragma unroll
                         for (int i = 0; i < START_FLOATS; i++) start[i] = pack.item[i];
                     }
 #pragma unroll
-                    for (int i = 0; i < 4; i++) product[u][s][part][i] = start[i % 2];
+                    for (int i = 0; i < 4 * CHAINS; i++) product[u][s][part][i / 4][i % 4] = i < 4 ? start[i % 2] : 0.f;
 #pragma unroll
                     for (int i = 0; i < 2; i++) of_x[u][s][part][i] = start[PAIRED ? 2 + i : i];
                 }
@@ -392,7 +410,7 @@ struct Multiplier {
 #pragma unroll
             for (int u = 0; u < UNITS; u++)
 #pragma unroll
-                for (int s = 0; s < SETS; s++) b[u][s] = x[s][(index * UNITS + u) * x_unit[s] + v * x_step[s]];
+                for (int s = 0; s < SETS; s++) b[u][s] = x[s][index * (UNITS * LANE_VECTORS * 4) + (u * LANE_VECTORS + v) * 4];
 #pragma unroll
             for (int pair = 4 * v; pair < 4 * v + 4; pair += 2)
 #pragma unroll
@@ -403,8 +421,13 @@ struct Multiplier {
                     const int part = 2 * pair * PARTS / LANE_K;
 #pragma unroll
                     for (int s = 0; s < SETS; s++)
-                        mma_16x8x16<f16>(product[u][s][part], a, pair % 4 ? b[u][s].z : b[u][s].x, pair % 4 ? b[u][s].w : b[u][s].y);
+                        mma_16x8x16<f16>(product[u][s][part][pair / 2 % CHAINS], a, pair % 4 ? b[u][s].z : b[u][s].x, pair % 4 ? b[u][s].w : b[u][s].y);
                 }
+        }
+#pragma unroll
+        for (int i = 0; i < UNITS * SETS * PARTS * 4; i++) {
+            float(&chains)[CHAINS][4] = product[i / (SETS * PARTS * 4)][i / (PARTS * 4) % SETS][i / 4 % PARTS];
+            if (CHAINS == 2) chains[0][i % 4] += chains[CHAINS - 1][i % 4];
         }
         const char* records = stage + CODE_BYTES;
 #pragma unroll
@@ -419,17 +442,17 @@ struct Multiplier {
     }
 
     // To a set's sums of one of the lane's two rows of W.
-    DEVICE void add(float (&to)[ROWS_OF_LANE][2], int half, const Scales& scales, const float (&product)[PARTS][4], const float (&of_x)[PARTS][2]) const {
+    DEVICE void add(float (&to)[ROWS_OF_LANE][2], int half, const Scales& scales, const float (&product)[PARTS][CHAINS][4], const float (&of_x)[PARTS][2]) const {
         if constexpr (SPANS == 1) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                const float mine[1] = {product[0][2 * half + i]}, x_mine[1] = {of_x[0][i]};
+                const float mine[1] = {product[0][0][2 * half + i]}, x_mine[1] = {of_x[0][i]};
                 to[i][half] = scales.apply(to[i][half], 0, mine, x_mine);
             }
         } else {
             float mine[LANE_GROUPS], x_mine[LANE_GROUPS];
 #pragma unroll
-            for (int i = 0; i < LANE_GROUPS; i++) mine[i] = product[i % PARTS][2 * half + i / PARTS], x_mine[i] = of_x[i % PARTS][i / PARTS];
+            for (int i = 0; i < LANE_GROUPS; i++) mine[i] = product[i % PARTS][0][2 * half + i / PARTS], x_mine[i] = of_x[i % PARTS][i / PARTS];
             to[0][half] = scales.apply(to[0][half], 0, mine, x_mine);
         }
     }
@@ -458,8 +481,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
     __shared__ float squares[SLOTS * WARPS];
     const Share mine = share_of_block(share, extra);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / CHUNKS, chunk = warp % CHUNKS;
-    char* ring = shared_memory + warp * (STAGES * STAGE_BYTES);
-    char* of_warps = shared_memory + WARPS * STAGES * STAGE_BYTES;
+    const int ring = warp * (STAGES * STAGE_BYTES);
+    uint4* zeros = (uint4*)(shared_memory + WARPS * STAGES * STAGE_BYTES);
+    char* of_warps = (char*)(zeros + Operand::ROW);
     const Operand operand(of_warps + warp * Operand::bytes(rows), rows);
     // The pitch spreads the sums of a tile over all banks.
     const PartialSums<SLOTS> sums = {(float*)(of_warps + WARPS * Operand::bytes(rows)), (share + 16) / 16 * 16 + 4};
@@ -467,11 +491,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
     const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
     const int count = own_tiles * (end - begin);
-    Fetcher fetcher = {lane, lane / 4, lane % 4, codes, more_codes, scales, super_scales, outputs, begin, end, mine, count, group};
-    fetcher.start_tile();
+    Fetcher fetcher(lane, codes, more_codes, scales, super_scales, outputs, mine, group, begin, end, count);
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
-        fetcher.fetch(ring + stage * STAGE_BYTES);
+        fetcher.fetch(shared_memory + ring + stage * STAGE_BYTES);
         commit_copies();
     }
     if (launch_after == 0 || launch_after > count) launch_next();
@@ -480,22 +503,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
     const int first = begin * (STEP_K / 8), vectors = (end - begin) * (STEP_K / 8);
     LaneNorm norm;
     if constexpr (PROLOGUE == NORM) norm.load(norm_weight, first, lane);
-    if (lane == 0) *operand.zeros = make_uint4(0, 0, 0, 0);
+    for (int i = threadIdx.x; i < Operand::ROW; i += THREADS) zeros[i] = make_uint4(0, 0, 0, 0);
+    __syncthreads();
     wait_for_previous();
     results.load_addend();
     stage_rows(operand, x, x_stride, stats, norm, first, vectors, lane, group == 0, squares + warp);
     __syncwarp();
 
-    Multiplier multiplier(operand, lane);
-    char* stage = ring;
-    int tile = group, step = begin;
+    Multiplier multiplier(operand, zeros, lane);
+    int stage = ring, tile = group, step = begin;
     for (int i = 0; i < count; i++) {
         wait_for_copies<STAGES - 1>();
         __syncwarp();  // records are copied by other lanes
         const int row = mine.first + tile * TILE, of_tile[2] = {row, row + (GATED ? outputs : 8)};
-        multiplier.multiply(stage, step, step - begin, of_tile);
+        multiplier.multiply(shared_memory + stage, step, step - begin, of_tile);
         __syncwarp();
-        fetcher.fetch(stage);
+        fetcher.fetch(shared_memory + stage);
         commit_copies();
         stage = stage == ring + (STAGES - 1) * STAGE_BYTES ? ring : stage + STAGE_BYTES;
         if (i + 1 == launch_after) launch_next();

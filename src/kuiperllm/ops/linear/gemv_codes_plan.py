@@ -64,7 +64,7 @@ class Shape:
         if scheme.has_super_blocks:
             self.stage += self._records(problem.k, SUPER_BLOCK, paired * 2)
         chunk_units = self.chunk_steps * units
-        self.start_bytes = 48 + chunk_units * self.parts * self.sets * 4 * (16 if scheme.has_zeros else 8)
+        self.start_bytes = 32 + chunk_units * self.parts * self.sets * 4 * (16 if scheme.has_zeros else 8)
         self.x_bytes = chunk_units * self.unit_k * 2
         """Of a row of x, for a warp."""
 
@@ -77,7 +77,7 @@ class Shape:
 
     def operand(self, rows: int) -> int:
         """Bytes that a block needs for so many rows of x."""
-        return WARPS * (self.start_bytes + self.x_bytes * rows)
+        return self.x_bytes + WARPS * (self.start_bytes + (self.x_bytes + 64) * rows)
 
 
 def candidates(chip: Chip, problem: Problem) -> Iterator[tuple[float, Plan]]:
@@ -129,7 +129,8 @@ def make_plan(
     if not (share_multiprocessors and shared <= half):
         shared = max(shared, alone(chip))
     general = problem._replace(outputs=0, rows=0)
-    kernel = _kernel(general, chunks, units, stages, shape.sets, shape.passes <= _TWO_BLOCKS_PASSES)
+    two_blocks = shape.passes <= _TWO_BLOCKS_PASSES and shape.sets == 1
+    kernel = _kernel(general, chunks, units, stages, shape.sets, two_blocks)
     return Plan(kernel, "codes", chunks, stages, grid, shared, share, extra, units=units)
 
 
@@ -143,11 +144,18 @@ def _fits(problem: Problem, units: int) -> bool:
     scheme = problem.scheme
     if scheme is None or problem.activation.itemsize != 2 or not problem.vectors_of_x:
         return False
+    if units > max_units(scheme):
+        return False
     group, unit = scheme.group_size, 64 if scheme.bits == 8 else 128
     step = units * unit
     if not _divide(group, unit) or not _divide(group, step) or not _divide(group, unit // 4):
         return False
     return not scheme.has_super_blocks or _divide(step, SUPER_BLOCK)
+
+
+def max_units(scheme: Scheme) -> int:
+    """Of a stage: as many as registers suffice for."""
+    return 2 if scheme.bits not in (4, 8) or scheme.has_zeros or scheme.has_super_blocks else 4
 
 
 def _divide(a: int, b: int) -> bool:
