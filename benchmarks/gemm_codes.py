@@ -20,6 +20,7 @@ import math
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,7 +73,7 @@ class Operands:
         self.xs = [Tensor.empty((m, k), BF16, device) for _ in range(copies)]
         self.outs = [Tensor.empty((m, n), BF16, device) for _ in range(copies)]
         for x in self.xs:
-            fill(x.reshape(m * k), np.random.default_rng(1).standard_normal(1 << 20).astype(BF16.numpy))
+            fill(x.reshape(m * k), rows_of_x(device))
         once = max(2e-6, 2 * m * n * k / FLOPS, (nbytes + 2 * (m * k + m * n)) / BYTES_PER_S)
         calls = max(2, min(400, int(SAMPLE_S / once)))
         self.calls = math.ceil(calls / count) * count if calls > count else calls
@@ -121,42 +122,52 @@ def multiply(way: str, x: Tensor, weight: LinearWeight, out: Tensor) -> None:
 
 def random_weight(format: DType | Scheme, n: int, k: int, device: Device) -> LinearWeight:
     """Weights of about 1 / sqrt(k): random bytes, and scales for them."""
-    rng = np.random.default_rng(2)
     weight = LinearWeight.empty(format, n, k, device=device)
-    if isinstance(format, DType):
-        values = (rng.standard_normal(1 << 20) / k**0.5).astype(BF16.numpy)
-        fill(Tensor(weight.data.buffer, BF16, (n * k,), offset=weight.data.offset), values)
-        return weight
-    codes = rng.integers(0, 256, 1 << 21, np.uint8)
-    if format.coding == "e4m3":
-        codes &= 0xBF  # numbers below 2
-    fill(weight.data, codes)
-    size = k**-0.5 / (1 if format.coding == "e4m3" else (1 << format.bits) / 12**0.5)
-    assert weight.scales is not None
-    scales = rng.uniform(0.7, 1.3, (1 << 20, 2))
-    zeros = (1 << format.bits) / 2
-    if format.has_super_blocks:
-        fill(weight.scales, np.rint(scales * 40).astype(np.int8).reshape(-1))
-        assert weight.super_scales is not None
-        factors = np.full((1 << 10, 2), size / 40)
-        if format.has_zeros:
-            factors[:, 1] *= zeros
-        fill(weight.super_scales, factors.astype(np.float16).reshape(-1))
-        return weight
-    scales *= size
-    if format.coding == "zeros":
-        scales[:, 1] = zeros
-    elif format.coding == "minimum":
-        scales[:, 1] = scales[:, 0] * zeros
-    fill(weight.scales, scales.astype(weight.scales.dtype.numpy).reshape(-1))
+    parts = weight.data, weight.scales, weight.super_scales
+    for part, values in zip(parts, noise(format, k, device), strict=True):
+        if part is not None and values is not None:
+            fill(part, values)
     return weight
 
 
-def fill(tensor: Tensor, values: NDArray[Any]) -> None:
-    on_device = Tensor.from_numpy(values).to(tensor.device)
-    for start in range(0, tensor.numel, values.size):
-        part = tensor[start : start + values.size]
-        part.copy_(on_device[: part.numel])
+@lru_cache(maxsize=64)
+def noise(format: DType | Scheme, k: int, device: Device) -> tuple[Tensor | None, ...]:
+    """What data, scales and scales of scales are filled with."""
+    rng = np.random.default_rng(2)
+
+    def on_device(values: NDArray[Any]) -> Tensor:
+        return Tensor.from_numpy(np.ascontiguousarray(values).reshape(-1)).to(device)
+
+    if isinstance(format, DType):
+        values = (rng.standard_normal(1 << 20) / k**0.5).astype(BF16.numpy)
+        return on_device(values.view(np.uint8)), None, None
+    codes = rng.integers(0, 256, 1 << 21, np.uint8)
+    if format.coding == "e4m3":
+        codes &= 0xBF  # numbers below 2
+    size = k**-0.5 / (1 if format.coding == "e4m3" else (1 << format.bits) / 12**0.5)
+    middle = (1 << format.bits) / 2
+    scales = rng.uniform(0.7, 1.3, (1 << 16, 2 if format.has_zeros else 1))
+    if format.has_super_blocks:
+        factors = np.full((1 << 8, scales.shape[1]), size / 40)
+        factors[:, 1:] *= middle
+        multipliers = np.rint(scales * 40).astype(np.int8)
+        return on_device(codes), on_device(multipliers), on_device(factors.astype(np.float16))
+    scales *= size
+    if format.has_zeros:
+        scales[:, 1] = middle if format.coding == "zeros" else scales[:, 0] * middle
+    return on_device(codes), on_device(scales.astype(format.scale.numpy)), None
+
+
+def fill(tensor: Tensor, values: Tensor) -> None:
+    for start in range(0, tensor.numel, values.numel):
+        part = tensor[start : start + values.numel]
+        part.copy_(values[: part.numel])
+
+
+@lru_cache(maxsize=1)
+def rows_of_x(device: Device) -> Tensor:
+    """What x is filled with."""
+    return Tensor.from_numpy(np.random.default_rng(1).standard_normal(1 << 20).astype(BF16.numpy)).to(device)
 
 
 # --- what is timed ----------------------------------------------------------------------------------------
