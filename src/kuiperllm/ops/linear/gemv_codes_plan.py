@@ -77,7 +77,7 @@ class Shape:
 
     def operand(self, rows: int) -> int:
         """Bytes that a block needs for so many rows of x."""
-        return self.x_bytes + WARPS * (self.start_bytes + (self.x_bytes + 64) * rows)
+        return WARPS * (self.start_bytes + (self.x_bytes + 64) * rows)
 
 
 def candidates(chip: Chip, problem: Problem) -> Iterator[tuple[float, Plan]]:
@@ -112,7 +112,7 @@ def make_plan(
     if not _fits(problem, units):
         return None
     shape = Shape(problem, chunks, units)
-    if chunks > shape.steps or shape.passes > _MAX_PASSES:
+    if chunks > shape.steps or shape.passes > _MAX_PASSES or (shape.sets > 2 and units > 2):
         return None
     output_bytes = tile_sums_bytes(problem, chunks, shape.slots, 1000) // 1000
     grid, share, extra = deal(chip, problem.outputs, output_bytes)
