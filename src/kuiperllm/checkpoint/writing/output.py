@@ -59,6 +59,7 @@ class Output:
         with _errors(path):
             self._check_target()
         self._staging: Path | None = None
+        self._aside: Path | None = None
         self._files: list[str] = []
         self.bytes_written = 0
 
@@ -161,35 +162,30 @@ class Output:
         assert self._staging is not None
         with _errors(self.path):
             _sync_folder(self._staging)
+            self._check_target()  # somebody may have put something there meanwhile
             if self._is_folder:
                 self._swap_in(self._staging)
             else:
                 for name in reversed(self._files):  # the main file is the first one made
                     os.replace(self._staging / name, self._final.parent / name)
-                self._staging.rmdir()
-            self._staging = None
             _sync_folder(self._final.parent)
 
     def _swap_in(self, staging: Path) -> None:
-        final = self._final
-        if not final.exists() or not any(final.iterdir()):
-            os.rename(staging, final)  # over an empty folder as well
-            return
-        aside = staging.with_name(f"{staging.name}-replaced")
-        os.rename(final, aside)
-        try:
-            os.rename(staging, final)
-        except BaseException:
-            os.rename(aside, final)
-            raise
-        shutil.rmtree(aside)
+        if self._final.exists() and any(self._final.iterdir()):
+            self._aside = staging.with_name(f"{staging.name}-replaced")
+            os.rename(self._final, self._aside)
+        os.rename(staging, self._final)  # over an empty folder as well
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._aside is not None and self._aside.exists():
+            if self._final.exists():
+                shutil.rmtree(self._aside, ignore_errors=True)
+            else:
+                os.rename(self._aside, self._final)
         if self._staging is not None:
             shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
 
 
 class OutputFile:

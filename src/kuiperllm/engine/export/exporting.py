@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +23,7 @@ from kuiperllm.engine.export.documents import generation_config, tokenizer_docum
 from kuiperllm.engine.export.options import KEEP, NONE, ExportOptions
 from kuiperllm.engine.export.plan import Shapes, plan_gguf, plan_llama2c, plan_safetensors
 from kuiperllm.engine.export.report import ExportReport
-from kuiperllm.engine.loading import DEMO, open_model, open_tokenizer
+from kuiperllm.engine.loading import DEMO, open_model, open_tokenizer, tokenizer_source
 from kuiperllm.errors import KuiperError, TokenizerError, UnsupportedError, UsageError
 from kuiperllm.models import model_tensors
 from kuiperllm.quant import Scheme
@@ -87,6 +88,8 @@ def export(
         ExportError: the disk is full, or `out` cannot be written.
     """
     out = Path(out)
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"threads must be 1 to 1024, not {threads}")
     options = ExportOptions.of(
         out,
         format,
@@ -135,6 +138,10 @@ def export_checkpoint(
     notes: list[str] = []
     text = _tokenizer(checkpoint, tokenizer, notes)
     layout = _plan(checkpoint, shapes, options, text, tokenizer, name, notes)
+    if not layout.is_folder:
+        layout = replace(
+            layout, documents=_not_there_yet(layout.documents, checkpoint, tokenizer, out.parent)
+        )
     output = Output(out, is_folder=layout.is_folder, replace=force, beside=layout.documents)
     output.require_space(layout.nbytes)
     rounding = (
@@ -182,6 +189,19 @@ def _calibrated(
     windows = calibration_windows(text, tokenizer, checkpoint.config)
     tell = None if progress is None else partial(progress, "calibrating")
     return Calibrated(checkpoint, windows, schemes, tell)
+
+
+def _not_there_yet(
+    documents: Mapping[str, bytes], checkpoint: Checkpoint, named: str | Path | None, folder: Path
+) -> dict[str, bytes]:
+    """The files beside a main file that have to be written: not the source's own, nor equal ones."""
+    needed = {}
+    for name, data in documents.items():
+        path, source = folder / name, tokenizer_source(checkpoint, named)
+        if path.is_file() and (path.read_bytes() == data or (source is not None and source == path)):
+            continue
+        needed[name] = data
+    return needed
 
 
 def _refuse_to_round(matrix: object, scheme: Scheme) -> NoReturn:
