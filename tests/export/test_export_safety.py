@@ -143,6 +143,17 @@ def test_writes_that_are_cut_short_go_on(
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
 
 
+def test_the_disk_works_meanwhile(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(output_module, "_FLUSHED_BYTES", 50_000)
+    monkeypatch.setattr(output_module, "_flush", flushed.append)
+    export(model, tmp_path / "m.gguf")
+    assert 2 <= len(flushed) <= 12
+    monkeypatch.undo()
+    export(model, tmp_path / "same.gguf")
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()
+
+
 def test_too_little_space_is_found_before_anything_is_written(
     tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
