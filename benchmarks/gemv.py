@@ -301,7 +301,7 @@ class Bench:
                 depths = {None, 2, max(2, how.stages // 2), how.stages * 3 // 2}
                 for stages in sorted(depths, key=str):
                     other = gemv_codes_plan.make_plan(
-                        gpu, problem, how.chunks, how.units, stages, share_multiprocessors=beside
+                        gpu, problem, how.chunks, how.units, stages, beside=beside
                     )
                     if other is not None:
                         yield other
@@ -366,9 +366,7 @@ def _beside(bench: Bench, product: Product, how: Plan) -> Plan:
     """The plan with less than half of the shared memory, if it is for quantized weights."""
     if how.method != "codes":
         return how
-    other = gemv_codes_plan.make_plan(
-        chip(bench.device), product.problem, how.chunks, how.units, share_multiprocessors=True
-    )
+    other = gemv_codes_plan.make_plan(chip(bench.device), product.problem, how.chunks, how.units, beside=True)
     return how if other is None else followed(product.problem, other, None)
 
 

@@ -465,7 +465,7 @@ struct Multiplier {
     }
 
     // A tile's sums of this warp's columns.
-    DEVICE void write(const PartialSums<SLOTS>& sums, int chunk, int tile, const Operand& operand) {
+    DEVICE void write(const PartialSums& sums, int chunk, int tile, const Operand& operand) {
 #pragma unroll
         for (int s = 0; s < SETS; s++)
 #pragma unroll
@@ -492,7 +492,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
     char* of_warps = shared_memory + WARPS * STAGES * STAGE_BYTES;
     const Operand operand(of_warps + warp * Operand::bytes(rows), rows);
     // The pitch spreads the sums of a tile over all banks.
-    const PartialSums<SLOTS> sums = {(float*)(of_warps + WARPS * Operand::bytes(rows)), (share + 16) / 16 * 16 + 4};
+    const PartialSums sums = {(float*)(of_warps + WARPS * Operand::bytes(rows)), (share + 16) / 16 * 16 + 4, rows};
 
     const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
