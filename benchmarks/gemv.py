@@ -393,7 +393,7 @@ def main() -> None:
                     print(f"\n{name}, {format}, {rows} rows", flush=True)
                     results += sweep(bench, name, products)
                     continue
-                # Without a plan there is no room for all rows of x, and operators take half of them at a time.
+                # Without a plan there is no room for all rows of x: operators take half of them at a time.
                 planned = [p for p in products if plan(chip(bench.device), p.problem) is not None]
                 plans = [bench.default(product) for product in planned]
                 bench.compile(plans)
