@@ -113,10 +113,10 @@ def gguf_of_43_bytes(folder: Path) -> tuple[str, ...]:
 
 
 def gguf_of_unknown_quantization(folder: Path) -> tuple[str, ...]:
-    path = folder / "q4.gguf"
+    path = folder / "iq2.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor(
-        "token_embd.weight", np.zeros((4, 144), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q4_K
+        "token_embd.weight", np.zeros((4, 66), np.uint8), raw_dtype=gguf.GGMLQuantizationType.IQ2_XXS
     )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
