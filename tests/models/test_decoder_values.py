@@ -219,8 +219,8 @@ def test_16_bit_weights_on_a_gpu(tmp_path: Path, name: str, kind: str, cuda: Dev
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_q8_weights_on_a_gpu(tmp_path: Path, name: str, cuda: Device) -> None:
-    """Activations are bfloat16, and so are weights times scales on the way to tensor cores: a little more than
-    with bfloat16 weights."""
+    """Activations are bfloat16, and so are weights times scales on the way to tensor cores: a little above
+    what bfloat16 weights give."""
     raw, weights = make(tmp_path, name)
     rounded = {
         key: quantize_q8(values, 32).dequantize() if values.ndim == 2 else values
