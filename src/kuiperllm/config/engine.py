@@ -40,11 +40,13 @@ class EngineConfig:
     max_num_seqs: int = 8
     """Most prompts that are worked on at once."""
     max_num_batched_tokens: int | None = None
-    """Most tokens of a prompt that one pass takes in; None: 512 on a CPU, 2048 or 8192 on a GPU."""
+    """Most tokens that one pass takes in; None: 512 on a CPU, 2048 or 8192 on a GPU."""
     block_size: int = 32
     """Tokens in a block of the key/value cache; a multiple of 16."""
     kv_cache_dtype: str = "auto"
     """Data type of keys and values; `auto`: the weights', float16 for quantized ones. One of `DTYPES`."""
+    prefix_caching: bool = True
+    """Keep keys and values of finished sequences for prompts that begin in the same way."""
     num_threads: int | None = None
     """Threads of the CPU back end; None: `KUIPER_NUM_THREADS`, else the physical cores."""
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from kuiperllm.config import SamplingParams
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort"]
 
 _numbers = count()
 
