@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kuiperllm import LLM
+from kuiperllm.engine.core import Engine
 from tiny_models import BASE, EOS, chain_weights, random_weights, write_checkpoint
 
 CHAIN = b"abcdefghijkl\xc3\xb8mnopqrstuvwxyz"
@@ -41,15 +42,24 @@ def chain(chain_model: Path) -> LLM:
     return LLM(chain_model)
 
 
+def check_idle(engine: Engine) -> None:
+    """No request is there, and every block is free."""
+    pool, scheduler = engine.pool, engine.scheduler
+    assert pool.num_free == pool.max_blocks
+    assert sorted([*pool._free, *pool._kept]) == list(range(pool.num_blocks))
+    assert set(pool._users) <= {0}
+    assert not engine.has_work
+    assert (scheduler.running, scheduler.num_waiting) == ([], 0)
+    assert sorted(scheduler._rows) == list(range(scheduler.max_num_seqs))
+    assert (engine._outputs, engine._streams) == ({}, {})
+
+
 @pytest.fixture
 def assert_idle() -> Callable[[LLM], None]:
     """Checks that a model holds no blocks and no sequences."""
 
     def check(llm: LLM) -> None:
-        assert llm._pool.num_free == llm._pool.max_blocks
-        assert sorted(llm._pool._free) == list(range(llm._pool.num_blocks))
-        assert not llm._scheduler.running
-        assert not llm._scheduler.waiting
+        check_idle(llm._engine)
         assert not llm._lock.locked()
 
     return check

@@ -25,6 +25,7 @@ from kuiperllm import (
     UsageError,
 )
 from kuiperllm.core.memory import MemoryInfo
+from kuiperllm.engine.core import Engine
 from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.runner import Runner
 from kuiperllm.ops.attention import LayerCache
@@ -102,7 +103,7 @@ def test_closing_a_stream_early_frees_everything(llm: LLM, assert_idle: Idle) ->
     stream = llm.stream("x" * 60, GREEDY)
     for _ in range(5):
         next(stream)
-    assert llm._pool.num_free < llm._pool.max_blocks
+    assert llm._engine.pool.num_free < llm._engine.pool.max_blocks
     stream.close()
     assert_idle(llm)
     for _ in llm.stream("y", GREEDY):
@@ -118,10 +119,10 @@ def test_a_cache_that_grows_gives_what_a_large_one_gives(random_model: Path) -> 
     prompts = ["grow", "up", "along", "with", "me"]
     grown = small.generate(prompts, params)
     assert {len(done.prompt_token_ids) + len(done.token_ids) for done in grown} == {256}
-    assert small._pool.num_blocks == 128  # doubled three times, for 5 x 16
+    assert small._engine.pool.num_blocks == 128  # doubled three times, for 5 x 16
     large = LLM(random_model, block_size=16)
-    large._pool.free(large._pool.allocate(large._pool.max_blocks))
-    assert large._pool.num_blocks == large._pool.max_blocks
+    large._engine.pool.release(large._engine.pool.allocate(large._engine.pool.max_blocks))
+    assert large._engine.pool.num_blocks == large._engine.pool.max_blocks
     assert [d.token_ids for d in large.generate(prompts, params)] == [d.token_ids for d in grown]
 
 
@@ -210,7 +211,7 @@ def test_default_params_are_the_checkpoints(random_model: Path, tmp_path: Path) 
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 7, "eos_token_id": [65]}')
     llm = LLM(tmp_path)
     assert llm.default_params == SamplingParams(temperature=0.5, top_k=7)
-    assert llm._stop_ids >= {65, 257}
+    assert llm.loaded.stop_ids >= {65, 257}
     assert LLM(random_model).default_params == SamplingParams()
 
 
@@ -375,7 +376,7 @@ def test_the_context_is_cut_to_what_fits(
     llm = LLM(random_model)
     assert llm.max_model_len == 90  # nine tenths
     # and there are no more blocks than memory has room for, so other sequences wait
-    assert llm._pool.max_blocks == 3
+    assert llm._engine.pool.max_blocks == 3
     done = llm.generate(["a" * 30, "b" * 30, "c"], SamplingParams(temperature=0.0, ignore_eos=True))
     assert [len(d.prompt_token_ids) + len(d.token_ids) for d in done] == [90, 90, 90]
     with_free_memory(monkeypatch, weight_bytes + 64 * KV_BYTES_PER_TOKEN)
@@ -397,12 +398,12 @@ def test_running_out_of_memory_while_the_cache_grows(
     llm = LLM(random_model, block_size=16)
     params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=20)
     expected = [done.token_ids for done in llm.generate(PROMPTS[:2], params)]
-    second, grown = llm._runner.cache.layers[1], LayerCache.grown
+    second, grown = llm._engine.runner.cache.layers[1], LayerCache.grown
     monkeypatch.setattr(LayerCache, "grown", lambda s, n: _out_of_memory() if s is second else grown(s, n))
     with pytest.raises(OutOfMemoryError, match="needs 2 KiB"):
         llm.generate(["x" * 250, "y" * 250], params)
     assert_idle(llm)
-    assert llm._pool.num_blocks == 16
+    assert llm._engine.pool.num_blocks == 16
     assert [done.token_ids for done in llm.generate(PROMPTS[:2], params)] == expected
     monkeypatch.undo()
     assert len(llm.generate(["x" * 230, "y" * 230], params)[1].token_ids) == 20
@@ -454,7 +455,7 @@ def test_a_deleted_model_gives_all_memory_back(random_model: Path) -> None:
     llm = LLM(random_model)
     llm.generate(PROMPTS, GREEDY)
     assert Device("cpu").allocator.stats().allocated_bytes > before
-    gone = weakref.ref(llm._runner)
+    gone = weakref.ref(llm._engine.runner)
     gc.disable()  # reference counts alone must do
     try:
         del llm
@@ -472,15 +473,15 @@ def test_an_interrupt_leaves_the_model_usable(
 ) -> None:
     llm = LLM(random_model, max_num_batched_tokens=16)
     expected = [done.token_ids for done in llm.generate(PROMPTS, GREEDY)]
-    run, calls = Runner.run, iter(range(1000))
+    launch, calls = Runner.launch, iter(range(1000))
 
-    def interrupted(self: Runner, *arguments: Any) -> Any:
-        result = run(self, *arguments)
+    def interrupted(self: Runner, *arguments: Any, **options: Any) -> Any:
+        result = launch(self, *arguments, **options)
         if next(calls) == step:
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(Runner, "run", interrupted)
+    monkeypatch.setattr(Runner, "launch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS, GREEDY)
     assert_idle(llm)
@@ -495,13 +496,14 @@ def test_an_interrupt_while_it_tidies_up_leaves_the_model_usable(
     stream = llm.stream("x" * 60, GREEDY)
     next(stream)
 
-    def interrupted(self: LLM) -> None:
+    def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(LLM, "_forget", interrupted)
+        patch.setattr(Engine, "abort", interrupted)
+        patch.setattr(Engine, "reset", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stream.close()
-    assert llm._pool.num_free < llm._pool.max_blocks
+    assert llm._engine.pool.num_free < llm._engine.pool.max_blocks
     assert llm.generate("a", GREEDY)[0].token_ids == expected
     assert_idle(llm)

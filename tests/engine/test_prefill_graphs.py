@@ -9,7 +9,7 @@ import pytest
 
 from kuiperllm import LLM, SamplingParams
 from kuiperllm.core import Device
-from kuiperllm.engine.prefill import Prefill
+from kuiperllm.engine.mixed_pass import captured_length
 from tiny_models import BASE, random_weights, write_checkpoint
 
 
@@ -19,7 +19,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_lengths_are_padded_to_the_next(cuda: Device) -> None:
-    assert [Prefill.captured_length(n) for n in (1, 16, 17, 100, 2048, 2049)] == [16, 16, 32, 128, 2048, None]
+    assert [captured_length(n) for n in (1, 16, 17, 100, 2048, 2049)] == [16, 16, 32, 128, 2048, None]
 
 
 def test_prompts_in_any_order_give_what_a_cpu_gives(model: Path, cuda: Device) -> None:
@@ -32,5 +32,7 @@ def test_prompts_in_any_order_give_what_a_cpu_gives(model: Path, cuda: Device) -
     gpu = LLM(model, device="cuda:0", max_model_len=128)
     found = [gpu.generate([prompt], params)[0] for prompt in prompts]
     assert [done.token_ids for done in found] == [done.token_ids for done in expected]
-    captured = {key[0] for key, prefill in gpu._runner._prefills.items() if prefill.captured is not None}
+    captured = {
+        key[0] for key, prefill in gpu._engine.runner.passes._prompts.items() if prefill.captured is not None
+    }
     assert captured == {16, 48, 64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from kuiperllm.config.engine import is_whole
 from kuiperllm.errors import SamplingError
@@ -94,22 +94,29 @@ class SamplingParams:
         self._require("best_of", best is None or self.n <= best <= _MOST_OUTPUTS, f"n to {_MOST_OUTPUTS}")
         self._require("stop", all(isinstance(s, str) and s for s in self.stop), "non-empty strings")
         self._require("stop_token_ids", all(is_whole(i) and i >= 0 for i in self.stop_token_ids), "token ids")
-        object.__setattr__(self, "logit_bias", self._bias_pairs())
+        object.__setattr__(self, "logit_bias", self._checked_bias())
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise SamplingError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}")
 
-    def _bias_pairs(self) -> tuple[tuple[int, float], ...]:
+    def _checked_bias(self) -> tuple[tuple[int, float], ...]:
         given, allowed = self.logit_bias, "token ids with numbers from -100 to 100"
         self._require("logit_bias", isinstance(given, Iterable), allowed)
         pairs = tuple(given.items()) if isinstance(given, Mapping) else tuple(given)
         self._require("logit_bias", all(isinstance(p, tuple) and len(p) == 2 for p in pairs), allowed)
         self._require("logit_bias", all(is_whole(i) and i >= 0 for i, _ in pairs), allowed)
-        self._require("logit_bias", all(isinstance(x, Real) and -100 <= x <= 100 for _, x in pairs), allowed)
+        values: list[Any] = [value for _, value in pairs]
+        self._require("logit_bias", all(isinstance(x, Real) for x in values), allowed)
+        self._require("logit_bias", all(-100 <= x <= 100 for x in values), allowed)
         return tuple(sorted(dict(pairs).items()))
 
     def _require(self, name: str, condition: bool, allowed: str) -> None:
         if not condition:  # also refuses NaN, which fails every comparison
             raise SamplingError(f"{name}={getattr(self, name)!r} is not possible; allowed: {allowed}")
+
+    @property
+    def bias_pairs(self) -> tuple[tuple[int, float], ...]:
+        """`logit_bias` as pairs."""
+        return cast("tuple[tuple[int, float], ...]", self.logit_bias)
 
     @property
     def num_outputs(self) -> int:

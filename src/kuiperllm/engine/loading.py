@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from kuiperllm.checkpoint import Checkpoint, TensorInfo, open_checkpoint
@@ -80,6 +81,12 @@ class LoadedModel:
     chat_template: ChatTemplate | None
     kv_dtype: DType
     plan: MemoryPlan
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        ids = self.config.eos_token_ids, self.generation.eos_token_ids, self.tokenizer.eos_token_ids
+        return frozenset(chain.from_iterable(ids))
 
 
 def open_model(model: str | Path | None, progress: Progress | None = None) -> Checkpoint:

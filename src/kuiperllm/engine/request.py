@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,8 @@ class Guide(Protocol):
         """Say which tokens may come next, end-of-text tokens included.
 
         Args:
-            bits: int32 [ceil(V / 32)], to be overwritten: token t may come if bit t % 32 of word t // 32 is 1.
+            bits: int32 [ceil(V / 32)], to be overwritten: token t may come if bit t % 32 of word t // 32
+                is 1.
         """
 
     def accept(self, token_id: int) -> None:
@@ -54,5 +55,3 @@ class Request:
     """Whether the prompt's embedding is wanted instead of text: `Completion.embedding`."""
     arrived: float = field(default_factory=time.perf_counter)
     """When it came, by `time.perf_counter`."""
-    tag: Any = None
-    """Anything; the engine hands it back with each `Delta`."""

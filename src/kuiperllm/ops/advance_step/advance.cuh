@@ -13,8 +13,9 @@ struct BatchState {
     int block_size, rows;
     long long history_stride;
 
-    // `now` is the step that ends, the same for all sequences.
+    // `now` is the step that ends, the same for all sequences. Padding, with a slot below -1, stays as it is.
     DEVICE void advance(int sequence, int token, int now) const {
+        if (slot_mapping[sequence] < -1) return;
         int place = positions[sequence] + 1, block = place / block_size;
         long long slot = -1;
         if (block < width)
