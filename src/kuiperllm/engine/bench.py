@@ -24,15 +24,9 @@ from kuiperllm.core import Device, DType
 from kuiperllm.core.memory import out_of_memory
 from kuiperllm.engine.block_pool import BlockPool
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import (
-    Progress,
-    kv_dtype,
-    load_decoder,
-    max_batched_tokens,
-    open_model,
-    packed_weight_bytes,
-)
+from kuiperllm.engine.loading import Progress, load_decoder, open_model
 from kuiperllm.engine.loop import StepLoop
+from kuiperllm.engine.memory_plan import kv_dtype, max_batched_tokens, packed_weight_bytes
 from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
 from kuiperllm.engine.scheduler import Scheduler

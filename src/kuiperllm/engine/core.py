@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from kuiperllm.config import EngineConfig
 from kuiperllm.engine.block_pool import BlockPool
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import LoadedModel, max_batched_tokens
+from kuiperllm.engine.loading import LoadedModel
 from kuiperllm.engine.loop import StepLoop
+from kuiperllm.engine.memory_plan import max_batched_tokens
 from kuiperllm.engine.output import Completion, Delta
 from kuiperllm.engine.output_stream import OutputStream
 from kuiperllm.engine.request import Request
@@ -43,7 +44,8 @@ class Engine:
     Args:
         loaded: the model.
         config: how to run it.
-        reserve: take the memory of the whole key/value cache now, instead of growing with the need.
+        reserve: take the memory of the whole key/value cache with the first step, instead of growing with
+            the need; so it is as well if `kv_cache_tokens` says how large it is to be.
     """
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig, *, reserve: bool = False) -> None:
@@ -51,22 +53,20 @@ class Engine:
         self.max_model_len = loaded.plan.max_model_len
         self.max_num_batched_tokens = max_batched_tokens(config, loaded.decoder.device)
         self.stop_ids = loaded.stop_ids
-        size, device = config.block_size, loaded.decoder.device
-        most = loaded.plan.max_blocks(size)
-        self.pool = BlockPool(size, most, most if reserve else loaded.plan.first_blocks(size, device))
+        plan, size, device = loaded.plan, config.block_size, loaded.decoder.device
+        first = plan.max_blocks if reserve or config.kv_cache_tokens else plan.first_blocks(device)
+        self.pool = BlockPool(size, plan.max_blocks, first)
         self.scheduler = Scheduler(
-            self.pool,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=self.max_num_batched_tokens,
+            self.pool, max_num_seqs=plan.max_num_seqs, max_num_batched_tokens=self.max_num_batched_tokens
         )
         cache = KVCache(loaded.config, size, loaded.kv_dtype, device)
         vocab_size = min(loaded.config.vocab_size, loaded.tokenizer.vocab_size)
-        self.runner = Runner(loaded.decoder, cache, config.max_num_seqs, self.max_model_len, vocab_size)
+        self.runner = Runner(loaded.decoder, cache, plan.max_num_seqs, self.max_model_len, vocab_size)
         self._shares_prefixes = config.prefix_caching
         self._outputs: dict[str, _Outputs] = {}
         self._streams: dict[int, OutputStream] = {}  # by the number of the sequence
         self._deltas: list[Delta] = []
-        self._stats = EngineStats(kv_blocks=most)
+        self._stats = EngineStats(kv_blocks=plan.max_blocks)
         self._loop = StepLoop(self.scheduler, self.runner, Sampler(self.stop_ids))
 
     @property
