@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kuiperllm.cli import bench, chat, compare, doctor, generate, info, perplexity, tokenize
+from kuiperllm.cli import bench, chat, compare, doctor, generate, info, perplexity, serve, tokenize
 from kuiperllm.cli.output import write
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def _add(command: Callable[..., None], module: ModuleType) -> None:
 
 _add(generate.generate, generate)
 _add(chat.chat, chat)
+_add(serve.serve, serve)
 _add(info.info, info)
 _add(tokenize.tokenize, tokenize)
 _add(bench.bench, bench)
