@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from engine_checks import check_idle
 from kuiperllm import LLM
-from kuiperllm.engine.core import Engine
 from tiny_models import BASE, EOS, chain_weights, random_weights, write_checkpoint
 
 CHAIN = b"abcdefghijkl\xc3\xb8mnopqrstuvwxyz"
@@ -40,18 +40,6 @@ def llm(random_model: Path) -> LLM:
 @pytest.fixture(scope="module")
 def chain(chain_model: Path) -> LLM:
     return LLM(chain_model)
-
-
-def check_idle(engine: Engine) -> None:
-    """No request is there, and every block is free."""
-    pool, scheduler = engine.pool, engine.scheduler
-    assert pool.num_free == pool.max_blocks
-    assert sorted([*pool._free, *pool._kept]) == list(range(pool.num_blocks))
-    assert set(pool._users) <= {0}
-    assert not engine.has_work
-    assert (scheduler.running, scheduler.num_waiting) == ([], 0)
-    assert sorted(scheduler._rows) == list(range(scheduler.max_num_seqs))
-    assert (engine._outputs, engine._streams) == ({}, {})
 
 
 @pytest.fixture

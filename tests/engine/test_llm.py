@@ -16,19 +16,14 @@ from kuiperllm import (
     LLM,
     ContextLengthError,
     Device,
-    DType,
     ModelConfig,
-    OutOfMemoryError,
     SamplingError,
     SamplingParams,
     TokenizerError,
     UsageError,
 )
-from kuiperllm.core.memory import MemoryInfo
 from kuiperllm.engine.core import Engine
-from kuiperllm.engine.kv_cache import KVCache
 from kuiperllm.engine.runner import Runner
-from kuiperllm.ops.attention import LayerCache
 from reference_llama import reference_logits
 from tiny_models import BASE, BOS, Weights, random_weights, write_checkpoint, write_tokenizer
 
@@ -332,117 +327,6 @@ def test_two_models_in_two_threads(random_model: Path, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert found == expected
-
-
-# --- memory -----------------------------------------------------------------------------------------------
-
-
-def with_free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(type(Device("cpu")), "memory_info", lambda self: MemoryInfo(free, 2 * free))
-
-
-KV_BYTES_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, head size, float32
-
-
-@pytest.fixture(scope="module")
-def weight_bytes(weights: Weights) -> int:
-    return sum(values.nbytes for values in weights.values())
-
-
-def test_weights_that_do_not_fit(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, weight_bytes: int
-) -> None:
-    with_free_memory(monkeypatch, weight_bytes)
-    before = Device("cpu").allocator.stats().allocated_bytes
-    needs, has = (weight_bytes + 64 * KV_BYTES_PER_TOKEN) / 1024, weight_bytes / 1024
-    with pytest.raises(OutOfMemoryError, match=rf"needs {needs:.0f} KiB, has {has:.0f} KiB free"):
-        LLM(random_model)
-    assert Device("cpu").allocator.stats().allocated_bytes <= before
-
-
-def test_a_context_that_does_not_fit(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, weight_bytes: int
-) -> None:
-    with_free_memory(monkeypatch, weight_bytes + 100 * KV_BYTES_PER_TOKEN)
-    with pytest.raises(OutOfMemoryError, match="smaller max_model_len"):
-        LLM(random_model, max_model_len=101)
-    assert LLM(random_model, max_model_len=100).max_model_len == 100
-
-
-def test_the_context_is_cut_to_what_fits(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, weight_bytes: int
-) -> None:
-    with_free_memory(monkeypatch, weight_bytes + 100 * KV_BYTES_PER_TOKEN)
-    llm = LLM(random_model)
-    assert llm.max_model_len == 90  # nine tenths
-    # and there are no more blocks than memory has room for, so other sequences wait
-    assert llm._engine.pool.max_blocks == 3
-    done = llm.generate(["a" * 30, "b" * 30, "c"], SamplingParams(temperature=0.0, ignore_eos=True))
-    assert [len(d.prompt_token_ids) + len(d.token_ids) for d in done] == [90, 90, 90]
-    with_free_memory(monkeypatch, weight_bytes + 64 * KV_BYTES_PER_TOKEN)
-    assert LLM(random_model).max_model_len == 64
-
-
-def test_max_model_len_may_exceed_what_the_file_states(
-    random_model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    llm = LLM(random_model, max_model_len=300)
-    assert "states only 256 positions" in caplog.text
-    done = llm.generate("a", SamplingParams(temperature=0.0, ignore_eos=True))[0]
-    assert len(done.prompt_token_ids) + len(done.token_ids) == 300
-
-
-def test_running_out_of_memory_while_the_cache_grows(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, assert_idle: Idle
-) -> None:
-    llm = LLM(random_model, block_size=16)
-    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=20)
-    expected = [done.token_ids for done in llm.generate(PROMPTS[:2], params)]
-    second, grown = llm._engine.runner.cache.layers[1], LayerCache.grown
-    monkeypatch.setattr(LayerCache, "grown", lambda s, n: _out_of_memory() if s is second else grown(s, n))
-    with pytest.raises(OutOfMemoryError, match="needs 2 KiB"):
-        llm.generate(["x" * 250, "y" * 250], params)
-    assert_idle(llm)
-    assert llm._engine.pool.num_blocks == 16
-    assert [done.token_ids for done in llm.generate(PROMPTS[:2], params)] == expected
-    monkeypatch.undo()
-    assert len(llm.generate(["x" * 230, "y" * 230], params)[1].token_ids) == 20
-
-
-def test_a_cache_that_could_not_grow_can_grow_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = KVCache(ModelConfig.from_hf(BASE), 16, DType.float32, Device("cpu"))
-    cache.reserve(2)
-    for number, layer in enumerate(cache.layers):
-        layer.keys.numpy()[:] = number + 1
-    second, grown = cache.layers[1], LayerCache.grown
-    monkeypatch.setattr(LayerCache, "grown", lambda s, n: _out_of_memory() if s is second else grown(s, n))
-    with pytest.raises(OutOfMemoryError):
-        cache.reserve(9)
-    monkeypatch.undo()
-    assert cache.num_blocks == 2
-    cache.reserve(4)
-    assert cache.num_blocks == 4
-    assert [layer.num_blocks >= 4 for layer in cache.layers] == [True, True]
-    assert [set(layer.keys.numpy()[:2].flatten()) for layer in cache.layers] == [{1.0}, {2.0}]
-
-
-def _out_of_memory() -> LayerCache:
-    raise OutOfMemoryError("cpu memory: needs 2 KiB, has 1 KiB free")
-
-
-def test_outgrown_caches_do_not_stay_in_memory() -> None:
-    allocator = Device("cpu").allocator
-    allocator.empty_cache()
-    before = allocator.stats().reserved_bytes
-    cache = KVCache(ModelConfig.from_hf(BASE | {"num_hidden_layers": 4}), 32, DType.float32, Device("cpu"))
-    allocator.reset_peak()
-    for num_blocks in (300, 600, 1200):
-        cache.reserve(num_blocks)
-    stats = allocator.stats()
-    assert cache.nbytes == 1200 * 32 * 2 * KV_BYTES_PER_TOKEN
-    assert stats.reserved_bytes - before < 1.01 * cache.nbytes
-    # while it grew, one layer was there twice at most: half of the last one, and a copy in the making
-    assert stats.peak_reserved_bytes - before < 1.2 * cache.nbytes
 
 
 # --- what it leaves behind --------------------------------------------------------------------------------

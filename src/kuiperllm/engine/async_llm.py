@@ -227,7 +227,7 @@ class AsyncLLM(LanguageModel):
 
     def _fail_all(self, error: EngineStoppedError) -> None:
         for request_id, mailbox in list(self._mailboxes.items()):
-            mailbox.fail(error)
+            mailbox.fail(EngineStoppedError(str(error)))  # one each, since a traceback hangs on it
             self._close(request_id)
 
     def _close(self, request_id: str) -> None:

@@ -41,6 +41,7 @@ class DecodeState:
         size: how many sequences.
         table_width: most blocks of a sequence.
         vocab_size: ids below this may be chosen.
+        logits: float32 [size or more, V], where all passes leave them.
         ring: where graphs leave the tokens that they choose.
         graphs: captures them.
     """
@@ -52,11 +53,12 @@ class DecodeState:
         size: int,
         table_width: int,
         vocab_size: int,
+        logits: Tensor,
         ring: TokenRing,
         graphs: Graphs,
     ) -> None:
         self._model, self._cache, self._vocab_size, self._ring = model, cache, vocab_size, ring
-        self._size, self._memory = size, graphs
+        self._size, self._logits, self._memory = size, logits[:size], graphs
         device = model.device
         fields: Fields = dict.fromkeys(("given", "source", "positions", "lens"), (np.int32, (size,)))
         fields |= {name: (dtype, (size,)) for name, dtype in PARAMETERS.items()}
@@ -75,7 +77,7 @@ class DecodeState:
             max_query_len=1,
             is_captured_step=True,
         )
-        self._graphs: dict[Choice | None, tuple[Graph, Tensor]] = {}
+        self._graphs: dict[Choice | None, Graph] = {}
 
     def prepare(self, step: Step, rows: Rows, newest: Newest, *, follows: bool) -> None:
         """Set everything up for a step.
@@ -107,8 +109,8 @@ class DecodeState:
         given = self._inputs.tensors["given"]
         pick_tokens(given, self._inputs.tensors["source"], newest.tokens or given, out=self._ids)
 
-    def graph(self, choice: Choice | None) -> tuple[Graph, Tensor]:
-        """A step that chooses tokens, or only makes logits; and where it leaves those, float32 [size, V].
+    def graph(self, choice: Choice | None) -> Graph:
+        """A step that chooses tokens, or only makes logits.
 
         Args:
             choice: how to choose; None: not at all.
@@ -116,15 +118,16 @@ class DecodeState:
         if choice not in self._graphs:
             self._model.device.backend.prepare(lambda: self._step(choice))
             with self._memory.capture() as graph:
-                logits = self._step(choice)
-            self._graphs[choice] = graph, logits
+                self._step(choice)
+            self._graphs[choice] = graph
         return self._graphs[choice]
 
-    def _step(self, choice: Choice | None) -> Tensor:
+    def _step(self, choice: Choice | None) -> None:
         """One step, to be captured."""
         batch = self._batch
         residual = self._model.forward(self._ids, self._cache.layers, batch)
-        logits = self._model.logits(residual, batch)[:, : self._vocab_size]
+        self._model.logits(residual, batch, out=self._logits)
+        logits = self._logits[:, : self._vocab_size]
         state = (
             self._ids,
             batch.positions,
@@ -139,4 +142,3 @@ class DecodeState:
             greedy_step(logits, *state)
         elif choice == "sample":
             advance_step(sample(logits, **self.draws), *state)
-        return logits

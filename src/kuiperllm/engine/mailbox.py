@@ -56,7 +56,7 @@ class Mailbox:
         Raises:
             KuiperError: what the request failed with.
         """
-        while not self._waiting:
+        while self.is_abandoned or not self._waiting:
             if self._error is not None:
                 raise self._error
             if self._open == 0 or self.is_abandoned:

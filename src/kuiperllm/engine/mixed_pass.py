@@ -36,6 +36,7 @@ class MixedPass:
     Args:
         model: what to run.
         cache: the keys and values of its layers; must not grow while this is used.
+        logits: float32 [num_sampled or more, V], where all passes leave them.
         graphs: captures the pass, if that is wanted.
         num_tokens: tokens in all, or, for a single sequence, the most it can have.
         num_sequences: how many sequences they belong to.
@@ -49,6 +50,7 @@ class MixedPass:
         self,
         model: Decoder,
         cache: KVCache,
+        logits: Tensor,
         graphs: Graphs,
         *,
         num_tokens: int,
@@ -58,7 +60,7 @@ class MixedPass:
         max_query_len: int,
         table_width: int,
     ) -> None:
-        self._model, self._cache, self._memory = model, cache, graphs
+        self._model, self._cache, self._logits, self._memory = model, cache, logits[:num_sampled], graphs
         fields: Fields = dict.fromkeys(("given", "source", "positions"), (np.int32, (num_tokens,)))
         fields |= dict.fromkeys(("lens", "last"), (np.int32, (num_sequences,)))
         fields |= {name: (dtype, (num_sequences,)) for name, dtype in PARAMETERS.items()}
@@ -83,7 +85,7 @@ class MixedPass:
             last_tokens=tensors["last"][:num_sampled],
             num_single=num_single,
         )
-        self.captured: tuple[Graph, Tensor] | None = None
+        self.captured: Graph | None = None
         """What `graph` gives, once it has been asked for."""
 
     def upload(self, step: Step, rows: Rows, newest: Newest) -> None:
@@ -114,14 +116,14 @@ class MixedPass:
         """Queue the pass; its residual stream, [num_tokens, D]."""
         return self._model.forward(self._ids, self._cache.layers, self._batch)
 
-    def logits(self, residual: Tensor) -> Tensor:
-        """The logits after the last token of each sampled sequence, float32 [num_sampled, V]."""
-        return self._model.logits(residual, self._batch)
+    def logits(self, residual: Tensor) -> None:
+        """Queue the logits after the last token of each sampled sequence."""
+        self._model.logits(residual, self._batch, out=self._logits)
 
-    def graph(self) -> tuple[Graph, Tensor]:
-        """Both as a graph, and where that leaves the logits."""
+    def graph(self) -> Graph:
+        """Both as a graph."""
         if self.captured is None:
             with self._memory.capture() as graph:
-                logits = self.logits(self.run())
-            self.captured = graph, logits
+                self.logits(self.run())
+            self.captured = graph
         return self.captured

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
+from kuiperllm.core import DType, Tensor
 from kuiperllm.engine.decode_graph import Choice, DecodeState
 from kuiperllm.engine.graphs import Graphs
 from kuiperllm.engine.kv_cache import KVCache
@@ -45,6 +46,9 @@ class Passes:
         self._most = max_num_seqs if self._is_host else padded_size(max_num_seqs)
         self.ring = TokenRing(model.device, self._most)
         """Where tokens are left."""
+        shape = self._most, model.lm_head.out_features
+        self.logits = Tensor.empty(shape, DType.float32, model.device)
+        """Where logits are left, until the next pass."""
         self._states: dict[tuple[int, int], DecodeState] = {}  # by batch size and width of the block table
         self._prompts: dict[tuple[int, int], MixedPass] = {}  # single ones, by length and width
         self._graphs = Graphs(model.device)
@@ -66,7 +70,7 @@ class Passes:
         key = size, width
         if key not in self._states:
             self._states[key] = DecodeState(
-                self._model, self._cache, *key, self._vocab_size, self.ring, self._graphs
+                self._model, self._cache, *key, self._vocab_size, self.logits, self.ring, self._graphs
             )
         return self._states[key]
 
@@ -104,7 +108,7 @@ class Passes:
         return made
 
     def _made(self, **shape: int) -> MixedPass:
-        return MixedPass(self._model, self._cache, self._graphs, **shape)
+        return MixedPass(self._model, self._cache, self.logits, self._graphs, **shape)
 
     def _prepare(self, made: MixedPass) -> None:
         """Compile the kernels of a pass, all at once."""

@@ -178,30 +178,29 @@ class Runner:
         step, state = launched.step, self.passes.decode(launched.step)
         state.prepare(step, self._rows, self._newest, follows=self._following == (state, step.sequences))
         is_greedy = all(sequence.params.greedy for sequence in step.sequences)
-        graph, logits = state.graph(("greedy" if is_greedy else "sample") if chooses else None)
-        self._replay(graph)
+        self._replay(state.graph(("greedy" if is_greedy else "sample") if chooses else None))
         count = len(step.sequences)
         if chooses:
             self._queued(launched, *self.passes.ring.of_graph(count))
             self._following = state, step.sequences
         else:
-            launched.logits = logits[:count]
+            launched.logits = self.passes.logits[:count, : self.vocab_size]
             launched.draws = {name: values[:count] for name, values in state.draws.items()}
 
     def _mixed(self, launched: Launched) -> None:
         step = launched.step
         batch, is_known = self.passes.mixed(step)
         batch.upload(step, self._rows, self._newest)
-        logits: Tensor | None = None
         if is_known:
-            graph, logits = batch.graph()
-            self._replay(graph)
+            self._replay(batch.graph())
         else:
             residual = batch.run()
             self._report(launched, residual)
-            logits = batch.logits(residual) if step.num_sampled else None
-        if step.num_sampled and logits is not None:
-            launched.logits, launched.draws = logits[:, : self.vocab_size], batch.draws
+            if step.num_sampled:
+                batch.logits(residual)
+        if step.num_sampled:
+            launched.logits = self.passes.logits[: step.num_sampled, : self.vocab_size]
+            launched.draws = batch.draws
 
     def _queued(self, launched: Launched, tokens: NDArray[Any] | None, newest: Tensor | None) -> None:
         launched.complete(self.model.device.backend.record(), tokens)

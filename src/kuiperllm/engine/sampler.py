@@ -98,7 +98,8 @@ def _bias(logits: Tensor, biases: dict[tuple[int, int], float]) -> None:
 def _mask(logits: Tensor, guided: list[tuple[int, Sequence]], on_error: OnError) -> None:
     bits = np.full((logits.shape[0], -(-logits.shape[1] // 32)), -1, np.int32)
     for row, sequence in guided:
-        assert sequence.guide is not None
+        if sequence.guide is None or sequence.finish_reason is not None:
+            continue  # the guide of another output of its request has just failed
         try:
             sequence.guide.fill(bits[row])
         except Exception as error:  # whatever it is, it concerns this sequence alone
