@@ -37,7 +37,8 @@ def measure(config: Path, device: str, repeats: int) -> dict[str, Any]:
         folder = Path(name) / config.stem
         write_model(config, folder)
         started = time.perf_counter()
-        llm = LLM(folder, device=device, max_model_len=PROMPTS[-1] + DECODED + 64)
+        length = PROMPTS[-1] + DECODED + 64
+        llm = LLM(folder, device=device, max_model_len=length, prefix_caching=False)
         load_s = time.perf_counter() - started
     rng = np.random.default_rng(0)
     prompts = {n: rng.integers(0, llm.config.vocab_size, n).tolist() for n in PROMPTS}

@@ -114,6 +114,11 @@ class SamplingParams:
             raise SamplingError(f"{name}={getattr(self, name)!r} is not possible; allowed: {allowed}")
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether the next token depends on those before it in other ways than by the model."""
+        return self.repetition_penalty != 1.0 or bool(self.presence_penalty or self.frequency_penalty)
+
+    @property
     def bias_pairs(self) -> tuple[tuple[int, float], ...]:
         """`logit_bias` as pairs."""
         return cast("tuple[tuple[int, float], ...]", self.logit_bias)

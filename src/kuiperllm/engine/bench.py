@@ -142,7 +142,7 @@ class BenchModel:
         while len(sequence.output_ids) < count:
             self._loop.step(self)
 
-    def on_token(self, sequence: Sequence) -> None:
+    def on_token(self, sequence: Sequence, token_id: int) -> None:
         """End a sequence that has all its tokens."""
         if len(sequence.output_ids) == sequence.max_tokens:
             sequence.finish_reason = "length"

@@ -171,6 +171,7 @@ class Engine:
     def stats(self) -> EngineStats:
         """Counters and gauges; a copy."""
         scheduler = self.scheduler
+        under_way = sum(len(stream.sequence.output_ids) for stream in list(self._streams.values()))
         return replace(
             self._stats,
             num_running=len(scheduler.running),
@@ -178,6 +179,7 @@ class Engine:
             kv_blocks_used=self.pool.num_used,
             prefix_queries=scheduler.num_queried,
             prefix_hits=scheduler.num_found,
+            generated_tokens=self._stats.generated_tokens + under_way,
             preemptions=scheduler.num_preemptions,
             steps=self._loop.num_steps,
             finished=dict(self._stats.finished),
@@ -185,12 +187,11 @@ class Engine:
 
     # --- what the loop tells ------------------------------------------------------------------------------
 
-    def on_token(self, sequence: Sequence) -> None:
+    def on_token(self, sequence: Sequence, token_id: int) -> None:
         """Turn a token into text, and see whether the output ends with it."""
         stream = self._streams[sequence.number]
-        self._stats.generated_tokens += 1
         try:
-            delta = stream.push(sequence.output_ids[-1])
+            delta = stream.push(token_id)
         except Exception as error:  # a guide's; it concerns this request alone
             self.on_guide_error(sequence, error)
             return
@@ -229,6 +230,7 @@ class Engine:
     def _forget(self, stream: OutputStream) -> None:
         """Drop a sequence that has ended, and take its blocks back."""
         sequence = stream.sequence
+        self._stats.generated_tokens += len(sequence.output_ids)
         self.scheduler.finish(sequence)
         del self._streams[sequence.number]
         self._stats.finished[str(sequence.finish_reason)] += 1

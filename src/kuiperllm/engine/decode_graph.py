@@ -77,6 +77,8 @@ class DecodeState:
             max_query_len=1,
             is_captured_step=True,
         )
+        self.is_greedy = True
+        """Whether all the sequences of the step always take the most likely token."""
         self._graphs: dict[Choice | None, Graph] = {}
 
     def prepare(self, step: Step, rows: Rows, newest: Newest, *, follows: bool) -> None:
@@ -104,6 +106,7 @@ class DecodeState:
         host["lens"][:count], host["lens"][count:] = places + 1, 1
         for name, values in rows.parameters.items():
             host[name][:count], host[name][count:] = values[of], 0
+        self.is_greedy = not host["temperature"].any()
         newest.fill(step, host["given"], host["source"])
         self._inputs.upload()
         given = self._inputs.tensors["given"]

@@ -57,30 +57,38 @@ class LLM(LanguageModel):
     # --- generating ---------------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | List[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | List[Prompt],
+        params: SamplingParams | List[SamplingParams] | None = None,
     ) -> list[Completion]:
         """Continue each prompt; several are worked on together.
 
         Args:
             prompts: one prompt or several. A text gets the special tokens that the tokenizer adds; what
                 looks like a special token inside it is text. Token ids are taken as they are.
-            params: how to choose tokens (default: `default_params`).
+            params: how to choose tokens, for all prompts or for each (default: `default_params`).
 
         Returns:
             The completions in the order of the prompts, `params.n` for each.
 
         Raises:
+            UsageError: there are parameters for more prompts or for fewer.
             ContextLengthError: a prompt leaves no room for output.
             TokenizerError: a token id is out of range.
         """
-        params = params or self.default_params
-        requests = [self._request(prompt, params, streams=False) for prompt in as_list(prompts)]
+        texts = as_list(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or self.default_params] * len(texts)
+        if len(params) != len(texts):
+            raise UsageError(f"there are {len(texts)} prompts, and parameters for {len(params)}")
+        pairs = zip(texts, params, strict=True)
+        requests = [self._request(prompt, how, streams=False) for prompt, how in pairs]
         finished: dict[tuple[str, int], Completion] = {}
         with closing(self._run(requests)) as deltas:
             for delta in deltas:
                 if delta.completion is not None:
                     finished[delta.request_id, delta.index] = delta.completion
-        return [finished[request.request_id, index] for request in requests for index in range(params.n)]
+        return [finished[r.request_id, index] for r in requests for index in range(r.params.n)]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
         """Continue one prompt; yields text as it is made. Raises like `generate`, at once.

@@ -17,8 +17,8 @@ from kuiperllm.engine.sequence import Sequence, TokenLogprobs
 class Listener(Protocol):
     """Who is told what steps make. It sets `finish_reason` when a sequence ends, and tells the scheduler."""
 
-    def on_token(self, sequence: Sequence) -> None:
-        """A sequence has got a token, the last of its `output_ids`."""
+    def on_token(self, sequence: Sequence, token_id: int) -> None:
+        """A sequence has got a token, which is the last of its `output_ids`."""
 
     def on_embedding(self, sequence: Sequence, hidden: NDArray[np.float32]) -> None:
         """The last hidden state, [D], of a sequence that is only embedded."""
@@ -78,7 +78,7 @@ class StepLoop:
         for sequence in step.changed:
             sequence.began = sequence.began or time.perf_counter()
         chooses = not any(
-            sequence.num_logprobs is not None or self.sampler.bends(sequence)
+            sequence.num_tokens <= sequence.bent_until or sequence.num_logprobs is not None
             for sequence in step.sequences[: step.num_sampled]
         )
         return self.runner.launch(step, self.scheduler.pool.num_blocks, chooses=chooses)
@@ -90,7 +90,7 @@ class StepLoop:
             self.runner.choose(launched)
             return
         asked = [s.num_logprobs for s in sequences if s.num_logprobs is not None]
-        own = logits.clone() if asked and any(map(self.sampler.bends, sequences)) else None
+        own = logits.clone() if asked and any(sequence.is_bent for sequence in sequences) else None
         self.sampler.bend(logits, sequences, listener.on_guide_error)
         self.runner.choose(launched, max(asked, default=None), own)
 
@@ -107,11 +107,12 @@ class StepLoop:
             for sequence, entry in zip(sampled, found, strict=True):
                 if entry is not None and sequence.finish_reason is None:
                     sequence.logprobs.append(entry)
+        on_token = listener.on_token
         for sequence, token_id in zip(sampled, tokens, strict=True):
             sequence.num_pending -= 1
             if sequence.finish_reason is None:
                 sequence.output_ids.append(token_id)
-                listener.on_token(sequence)
+                on_token(sequence, token_id)
         for sequence, read in launched.embeddings:
             hidden = read().astype(np.float32)
             if sequence.finish_reason is None:

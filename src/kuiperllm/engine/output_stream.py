@@ -48,6 +48,8 @@ class OutputStream:
         self._reads_along = streams or bool(params.stop)
         stops = frozenset(params.stop_token_ids)
         self._stop_ids = stops if params.ignore_eos else stops | stop_ids
+        self._is_quiet = not self._reads_along and sequence.guide is None
+        """Whether a token means nothing but the end, if that."""
         self._text: list[str] = []
         self._stop_reason: str | int | None = None
         self._first_token: float | None = None
@@ -58,6 +60,8 @@ class OutputStream:
         if self._first_token is None:
             self._first_token = time.perf_counter()
         is_stop = token_id in self._stop_ids
+        if self._is_quiet and not is_stop and len(self.sequence.output_ids) < self.sequence.max_tokens:
+            return None
         text = ""
         if self._reads_along and not is_stop:
             text = self._stops.push(self._detokenizer.push(token_id))

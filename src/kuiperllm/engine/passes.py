@@ -168,7 +168,7 @@ class Passes:
         How a context is split between the multiprocessors of a GPU follows from that width, so steps of short
         contexts are captured apart from those of long ones.
         """
-        return self._fitting_width(max(len(sequence.blocks) for sequence in step.sequences))
+        return self._fitting_width(-(-step.longest // self._cache.block_size))
 
     def _fitting_width(self, num_blocks: int) -> int:
         width, factor = 1, 2

@@ -135,7 +135,7 @@ class Runner:
         newest: Tensor | None = None
         if logits is not None:
             tokens, newest = self.passes.ring.take(step.num_sampled)
-            if all(sequence.params.greedy for sequence in step.sequences[: step.num_sampled]):
+            if all(sequence.params.temperature == 0 for sequence in step.sequences[: step.num_sampled]):
                 argmax(logits, out=newest)
             else:
                 sample(logits, **launched.draws, out=newest)
@@ -177,8 +177,7 @@ class Runner:
     def _decode(self, launched: Launched, chooses: bool) -> None:
         step, state = launched.step, self.passes.decode(launched.step)
         state.prepare(step, self._rows, self._newest, follows=self._following == (state, step.sequences))
-        is_greedy = all(sequence.params.greedy for sequence in step.sequences)
-        self._replay(state.graph(("greedy" if is_greedy else "sample") if chooses else None))
+        self._replay(state.graph(("greedy" if state.is_greedy else "sample") if chooses else None))
         count = len(step.sequences)
         if chooses:
             self._queued(launched, *self.passes.ring.of_graph(count))
@@ -213,8 +212,7 @@ class Runner:
         self.device_s += time.perf_counter() - began
 
     def _reserve(self, step: Step, num_blocks: int) -> None:
-        longest = max(start + count for start, count in zip(step.starts, step.num_tokens, strict=True))
-        if self.passes.reserve(longest, num_blocks):
+        if self.passes.reserve(step.longest, num_blocks):
             self._following = None
 
     # --- what is reported besides tokens ------------------------------------------------------------------

@@ -28,17 +28,6 @@ class Sampler:
     def __init__(self, stop_ids: frozenset[int] = frozenset()) -> None:
         self.stop_ids = stop_ids
 
-    @staticmethod
-    def bends(sequence: Sequence) -> bool:
-        """Whether the token that a scheduled step will choose depends on more than the logits and a draw."""
-        params = sequence.params
-        return (
-            sequence.guide is not None
-            or bool(params.logit_bias)
-            or _has_penalties(params)
-            or sequence.num_tokens - len(sequence.prompt_ids) <= params.min_tokens
-        )
-
     def bend(self, logits: Tensor, sequences: list[Sequence], on_error: OnError) -> None:
         """Change logits in place.
 
@@ -48,7 +37,7 @@ class Sampler:
             on_error: told when a sequence's guide fails.
         """
         live = [(row, s) for row, s in enumerate(sequences) if s.finish_reason is None]
-        penalized = [(row, s) for row, s in live if _has_penalties(s.params)]
+        penalized = [(row, s) for row, s in live if s.params.has_penalties]
         if penalized:
             _penalize(logits, penalized, [sequence.params for sequence in sequences])
         biases = {(row, i): value for row, s in live for i, value in s.params.bias_pairs}
@@ -61,10 +50,6 @@ class Sampler:
         guided = [(row, s) for row, s in live if s.guide is not None]
         if guided:
             _mask(logits, guided, on_error)
-
-
-def _has_penalties(params: SamplingParams) -> bool:
-    return bool(params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty)
 
 
 def _penalize(logits: Tensor, penalized: list[tuple[int, Sequence]], params: list[SamplingParams]) -> None:

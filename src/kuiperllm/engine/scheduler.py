@@ -34,6 +34,13 @@ class Step:
         """Whether all sequences are of the first kind."""
         return self.num_single == len(self.sequences)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, as far as this pass takes it."""
+        if self.is_decode:
+            return max(self.starts) + 1
+        return max(start + count for start, count in zip(self.starts, self.num_tokens, strict=True))
+
 
 class Scheduler:
     """Continuous batching with chunked prefill.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Literal
@@ -65,6 +66,8 @@ class Sequence:
     """Tokens whose keys and values are in the cache once all queued passes are done."""
     limit: int = field(init=False)
     """Most tokens of prompt and output."""
+    bent_until: int = field(init=False)
+    """Up to which token of it the host has a part in choosing: 0 if it has none at all."""
     began: float | None = None
     """When its first step was queued, by `time.perf_counter`."""
     num_cached: int = 0
@@ -83,6 +86,10 @@ class Sequence:
     def __post_init__(self) -> None:
         self.num_tokens = len(self.prompt_ids)
         self.limit = self.num_tokens + self.max_tokens
+        params = self.params
+        is_bent = self.guide is not None or bool(params.logit_bias) or params.has_penalties
+        early = self.num_tokens + params.min_tokens if params.min_tokens else 0
+        self.bent_until = sys.maxsize if is_bent else early
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs.append(None)  # nothing comes before the first token
 
@@ -96,6 +103,11 @@ class Sequence:
         """Whether some tokens of the prompt are still to be reported on."""
         asked = self.params.prompt_logprobs is not None
         return asked and len(self.prompt_logprobs) < len(self.prompt_ids)
+
+    @property
+    def is_bent(self) -> bool:
+        """Whether the token that a scheduled step will choose depends on more than the logits and a draw."""
+        return self.num_tokens <= self.bent_until
 
     def tokens(self, first: int, count: int) -> list[int]:
         """So many tokens from a place on, prompt first."""
