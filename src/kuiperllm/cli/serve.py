@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -144,9 +145,10 @@ def serve(
     import_engine()
     from kuiperllm.engine.async_llm import AsyncLLM
     from kuiperllm.server.logs import set_up
+    from kuiperllm.server.run import listen
     from kuiperllm.server.run import serve as serve_until_stopped
 
-    with Reporter() as reporter:
+    with closing(listen(config)) as listener, Reporter() as reporter:
         llm = AsyncLLM(
             model.model,
             tokenizer=model.tokenizer,
@@ -155,8 +157,8 @@ def serve(
             **options,
         )
         reporter.clear()
-    set_up(network.log_format, verbose)
-    serve_until_stopped(llm, config, _announce)
+        set_up(network.log_format, verbose)
+        serve_until_stopped(llm, config, _announce, listener)
 
 
 def _announce(address: str) -> None:

@@ -30,29 +30,77 @@ _IDLE_S = (
 )
 
 
-def serve(llm: AsyncLLM, config: ServerConfig, ready: Callable[[str], None] | None = None) -> None:
+def serve(
+    llm: AsyncLLM,
+    config: ServerConfig,
+    ready: Callable[[str], None] | None = None,
+    listener: socket.socket | None = None,
+) -> None:
     """Answer requests until a signal comes (SIGINT, SIGTERM) or the engine fails; then shut the model down.
 
     After a signal no new connections are taken; requests under way have `drain_timeout_s` to end, and another
-    SIGINT ends them at once.
+    signal ends them at once.
 
     Args:
         llm: the model.
         config: how to behave.
         ready: called with the address once requests are taken.
+        listener: what `listen` gave, if it was called before the model was loaded.
 
     Raises:
         UsageError: the address cannot be used, or the certificate not be read.
         EngineStoppedError: the engine failed.
     """
-    app = create_app(llm, config)
-    listener = listen(config)
     try:
-        asyncio.run(_serve(llm, app, config, listener, ready))
-    finally:
-        listener.close()
-    if llm.failure is not None:
-        raise EngineStoppedError(f"the engine failed: {llm.failure}")
+        serving = Serving(llm, config, listener)
+    except BaseException:
+        asyncio.run(llm.shutdown())
+        raise
+    asyncio.run(serving.run(ready))
+
+
+class Serving:
+    """A model behind a socket.
+
+    Args:
+        llm: the model; it is shut down in the end.
+        config: how to behave.
+        listener: see `serve`.
+
+    Raises:
+        UsageError: the address cannot be used, or the certificate not be read.
+        ChatTemplateError: the configured chat template is not valid.
+    """
+
+    def __init__(self, llm: AsyncLLM, config: ServerConfig, listener: socket.socket | None = None) -> None:
+        self._llm = llm
+        self._config = config
+        self._server = _Server(_uvicorn_config(create_app(llm, config), config), llm)
+        self._listener = listener or listen(config)
+
+    @property
+    def address(self) -> str:
+        """Where a browser finds the server."""
+        host, port = self._listener.getsockname()[:2]
+        if host in ("0.0.0.0", "::"):
+            host = "localhost"
+        kind = "http" if self._config.tls_key is None else "https"
+        return f"{kind}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def run(self, ready: Callable[[str], None] | None = None) -> None:
+        """Answer requests until `stop` is called, or a signal comes; otherwise as `serve`."""
+        self._server.on_ready = lambda: ready and ready(self.address)
+        try:
+            await self._server.serve(sockets=[self._listener])
+        finally:
+            self._listener.close()
+            await self._llm.shutdown()
+        if self._llm.failure is not None:
+            raise EngineStoppedError(f"the engine failed: {self._llm.failure}")
+
+    def stop(self) -> None:
+        """Take no more requests, and end with those under way; may be called from any thread."""
+        self._server.should_exit = True
 
 
 def listen(config: ServerConfig) -> socket.socket:
@@ -83,15 +131,15 @@ def listen(config: ServerConfig) -> socket.socket:
 class _Server(uvicorn.Server):
     """uvicorn's server, which tells when it is ready, looks after the engine, and keeps signals to itself."""
 
-    def __init__(self, config: uvicorn.Config, llm: AsyncLLM, ready: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, llm: AsyncLLM) -> None:
         super().__init__(config)
         self._llm = llm
-        self._ready = ready
+        self.on_ready: Callable[[], object] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if not self.should_exit:
-            self._ready()
+            self.on_ready()
 
     async def main_loop(self) -> None:
         watching = asyncio.ensure_future(self._watch())
@@ -113,24 +161,6 @@ class _Server(uvicorn.Server):
         else:
             log.info("stopping: requests under way may end")
         self.should_exit = True
-
-
-async def _serve(
-    llm: AsyncLLM,
-    app: FastAPI,
-    config: ServerConfig,
-    listener: socket.socket,
-    ready: Callable[[str], None] | None,
-) -> None:
-    def announce() -> None:
-        if ready is not None:
-            ready(address_of(listener, encrypted=config.tls_key is not None))
-
-    try:
-        server = _Server(_uvicorn_config(app, config), llm, announce)
-        await server.serve(sockets=[listener])
-    finally:
-        await llm.shutdown()
 
 
 def _uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
@@ -156,11 +186,3 @@ def _uvicorn_config(app: FastAPI, config: ServerConfig) -> uvicorn.Config:
     except OSError as error:  # also what the ssl module raises
         raise UsageError(f"the TLS certificate and its key cannot be used: {error}") from None
     return made
-
-
-def address_of(listener: socket.socket, *, encrypted: bool) -> str:
-    """Where a browser finds the server."""
-    host, port = listener.getsockname()[:2]
-    if host in ("0.0.0.0", "::"):
-        host = "localhost"
-    return f"{'https' if encrypted else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

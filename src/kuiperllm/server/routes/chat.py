@@ -57,7 +57,7 @@ async def create_chat_completion(request: Request) -> Response:
 
 
 async def _prepare(state: ServerState, body: ChatRequest) -> tuple[Job, AnswerForm]:
-    params = _params(body, state.llm.default_params)
+    params = _params(state, body)
     tools = _tools(state, body)
     prompt = await state.in_thread(
         state.prompts.make,
@@ -91,12 +91,13 @@ async def _prepare(state: ServerState, body: ChatRequest) -> tuple[Job, AnswerFo
     return job, form
 
 
-def _params(body: ChatRequest, defaults: SamplingParams) -> SamplingParams:
+def _params(state: ServerState, body: ChatRequest) -> SamplingParams:
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs goes with logprobs=true only", "top_logprobs")
     return sampling_params(
         body,
-        defaults,
+        state.llm.default_params,
+        state.llm.tokenizer.vocab_size,
         max_tokens=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )

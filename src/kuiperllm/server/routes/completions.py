@@ -71,7 +71,7 @@ async def create_completion(request: Request) -> Response:
 async def _prepare(state: ServerState, body: CompletionRequest) -> tuple[list[Job], list[str]]:
     """The jobs, and the texts of their prompts if they are to be given back."""
     prompts = as_prompts(body.prompt)
-    params = _params(body, state.llm.default_params)
+    params = _params(state, body)
     if len(prompts) > state.config.max_prompts:
         raise bad_request(
             f"{len(prompts)} prompts are too many; {state.config.max_prompts} are possible", "prompt"
@@ -104,7 +104,7 @@ async def _prepare(state: ServerState, body: CompletionRequest) -> tuple[list[Jo
     return jobs, texts
 
 
-def _params(body: CompletionRequest, defaults: SamplingParams) -> SamplingParams:
+def _params(state: ServerState, body: CompletionRequest) -> SamplingParams:
     outputs = body.n or 1
     if body.best_of is not None and body.best_of < outputs:
         raise bad_request(f"best_of={body.best_of} is below n={outputs}", "best_of")
@@ -113,7 +113,8 @@ def _params(body: CompletionRequest, defaults: SamplingParams) -> SamplingParams
     max_tokens = _MAX_TOKENS if body.max_tokens is None else body.max_tokens
     return sampling_params(
         body,
-        defaults,
+        state.llm.default_params,
+        state.llm.tokenizer.vocab_size,
         max_tokens=max(1, max_tokens, 0 if body.max_tokens is not None else body.min_tokens or 0),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,

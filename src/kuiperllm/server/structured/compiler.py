@@ -25,6 +25,9 @@ _KEPT_CHARACTERS = 4 << 20
 _THREADS = 2
 _STACK_BYTES = 256 << 20
 """llguidance follows references by recursion, some kilobytes each. Only what is touched takes memory."""
+_PATIENCE_S = 20.0
+"""Nobody waits longer for a grammar. The thread goes on, and others have one less."""
+_MOST_ITEMS = 10_000  # ways in which an output may go on: objects with 2,000 optional properties have 8,000
 _MOST_STATES = 50_000
 """Of the automaton that reads an output's characters; 1 to 2 kB each. Ordinary schemas have some hundred."""
 
@@ -58,7 +61,7 @@ class GrammarCompiler:
         text = grammar.text()
         matcher = self._matchers.get(text)
         if matcher is None:
-            matcher = await asyncio.get_running_loop().run_in_executor(self._pool, self._compile, text)
+            matcher = await self._in_time(text)
             self._keep(text, matcher)
         else:
             self._matchers.move_to_end(text)
@@ -69,6 +72,13 @@ class GrammarCompiler:
         """End the threads, when what they do now is done."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    async def _in_time(self, text: str) -> LLMatcher:
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._compile, text)
+        except TimeoutError:
+            raise UsageError(f"the output's grammar takes longer than {_PATIENCE_S:g} s to compile") from None
+
     def _keep(self, text: str, matcher: LLMatcher) -> None:
         self._matchers[text] = matcher
         while len(self._matchers) > _KEPT or sum(map(len, self._matchers)) > _KEPT_CHARACTERS:
@@ -77,7 +87,9 @@ class GrammarCompiler:
     def _compile(self, text: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(max_lexer_states=_MOST_STATES, verbose_errors=False)
+        limits = LLParserLimits(
+            max_lexer_states=_MOST_STATES, max_items_in_row=_MOST_ITEMS, verbose_errors=False
+        )
         matcher = LLMatcher(self._vocabulary(), text, log_level=0, limits=limits)
         if not matcher.is_error():
             matcher.compute_bitmask()  # finds out if nothing can be the beginning

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from kuiperllm.errors import UsageError
+from kuiperllm.server.structured.schema import Schema, check_schema, without_one_of
 
 MAX_SCHEMA_CHARACTERS = 256 << 10
 MAX_GRAMMAR_CHARACTERS = 64 << 10
@@ -53,7 +53,7 @@ def literal(text: str) -> str:
     return json.dumps(text) if text else '""'
 
 
-def json_value(schema: dict[str, Any] | bool) -> str:
+def json_value(schema: Schema | bool) -> str:
     """JSON that matches a schema, for use in a rule.
 
     Raises:
@@ -61,13 +61,14 @@ def json_value(schema: dict[str, Any] | bool) -> str:
     """
     if schema is False:
         raise UsageError("no JSON matches the schema false")
-    with_options = ({} if schema is True else schema) | {"x-guidance": _JSON_OPTIONS}
-    text = json.dumps(with_options)
+    plain: Schema = {} if schema is True else schema
+    check_schema(plain)
+    text = json.dumps(without_one_of(plain) | {"x-guidance": _JSON_OPTIONS})
     _check_size("the JSON schema", text, MAX_SCHEMA_CHARACTERS)
     return f"%json {text}"
 
 
-def json_schema(schema: dict[str, Any] | bool) -> Grammar:
+def json_schema(schema: Schema | bool) -> Grammar:
     """JSON that matches a schema. Raises like `json_value`."""
     return Grammar(json_value(schema))
 
@@ -107,6 +108,8 @@ def lark(text: str) -> Grammar:
         UsageError: it is too long or has too many rules.
     """
     _check_size("the grammar", text, MAX_GRAMMAR_CHARACTERS)
+    if "%json" in text:  # its schema would have to be checked
+        raise UsageError("the grammar must not hold %json; ask for a JSON schema, or spell it out")
     if text.count(":") > MAX_RULES:
         raise UsageError(f"the grammar has more than {MAX_RULES} rules")
     return Grammar("@nested", nested=text)
