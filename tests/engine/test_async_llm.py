@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engine_checks import check_idle
-from kuiperllm import LLM, ContextLengthError, KuiperError, SamplingParams, UsageError
+from kuiperllm import LLM, ContextLengthError, Device, KuiperError, SamplingParams, UsageError
 from kuiperllm.engine.async_llm import AsyncLLM
 from kuiperllm.engine.output import Completion, Delta
 from kuiperllm.engine.runner import Runner
@@ -390,3 +390,20 @@ def test_log_probabilities_of_the_prompt(random_model: Path) -> None:
             expected = scorer.logprobs(done.prompt_token_ids) if rest else []
         assert [entry.logprob for entry in rest] == pytest.approx(list(expected), abs=1e-4)
         assert all(entry.top[0][1] >= entry.logprob - 1e-6 for entry in rest)
+
+
+def test_on_an_emulated_gpu(random_model: Path, cuda: Device) -> None:
+    """Warmed up: nothing is captured for a request."""
+    expected = LLM(random_model, device="cpu").generate(PROMPTS, GREEDY)
+
+    async def main() -> None:
+        options: dict[str, Any] = {"max_num_seqs": 9, "max_model_len": 128, "max_num_batched_tokens": 64}
+        async with AsyncLLM(random_model, device="cuda:0", **options) as llm:
+            states = llm._engine.runner.passes._states
+            assert sorted(size for size, _ in states) == [*range(1, 9), 16]
+            graphs = {key: dict(state._graphs) for key, state in states.items()}
+            found = await asyncio.gather(*(text_of(llm.generate(prompt, GREEDY)) for prompt in PROMPTS))
+            assert found == [done.text for done in expected]
+            assert {key: dict(state._graphs) for key, state in states.items()} == graphs
+
+    asyncio.run(main())

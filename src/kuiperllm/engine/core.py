@@ -166,7 +166,7 @@ class Engine:
         """Compile the kernels and record the graphs of all batch sizes, so that no request waits for them."""
         if self.pool.num_blocks == 0:
             self.pool.reset(self.pool.first_blocks)
-        self.runner.passes.warm_up(self.pool.num_blocks, self.max_num_batched_tokens)
+        self.runner.warm_up(self.pool.num_blocks, self.max_num_batched_tokens)
 
     def stats(self) -> EngineStats:
         """Counters and gauges; a copy."""

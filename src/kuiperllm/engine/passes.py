@@ -141,7 +141,7 @@ class Passes:
         return True
 
     def warm_up(self, num_blocks: int, max_num_tokens: int) -> None:
-        """Compile kernels, and capture decode steps of all sizes for contexts of up to 2048 tokens.
+        """Compile kernels of passes; capture decode steps of all sizes for contexts of up to 2048 tokens.
 
         Args:
             num_blocks: how many blocks the cache will ever have.
@@ -152,7 +152,7 @@ class Passes:
         if not self._is_host:
             sizes = {padded_size(count) for count in range(1, self._most + 1)}
             first = self._fitting_width(1)
-            widths = {first, self._fitting_width(first + 1)}
+            widths = {first, min(self._fitting_width(first + 1), self.widest)}
             for num_tokens in (1 << power for power in range(4, max_num_tokens.bit_length())):
                 shape = {"num_tokens": num_tokens, "max_query_len": num_tokens - 1, "table_width": first}
                 made = self._made(num_sequences=2, num_single=1, num_sampled=2, **shape)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kuiperllm.core import Tensor
+from kuiperllm.core import DType, Tensor
 from kuiperllm.core.device import Event, Graph
 from kuiperllm.engine.decode_graph import DecodeState
 from kuiperllm.engine.kv_cache import KVCache
@@ -21,7 +21,11 @@ from kuiperllm.engine.scheduler import Step
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
 from kuiperllm.ops.argmax import argmax
+from kuiperllm.ops.bias_logits import bias_logits
 from kuiperllm.ops.logprobs import logprobs
+from kuiperllm.ops.mask_logits import mask_logits
+from kuiperllm.ops.penalize import penalize
+from kuiperllm.ops.pick_tokens import pick_tokens
 from kuiperllm.ops.sample import sample
 
 LOGITS_BYTES = 128 << 20
@@ -165,6 +169,31 @@ class Runner:
         batch = self.passes.new(step, step.num_tokens[0], 0)
         batch.upload(step, self._rows, Newest([], None))
         return batch.run()
+
+    def warm_up(self, num_blocks: int, max_num_tokens: int) -> None:
+        """Compile all kernels that will be needed, and capture decode steps of all sizes.
+
+        Args:
+            num_blocks: how many blocks the cache will ever have.
+            max_num_tokens: most tokens of a pass.
+        """
+        self.passes.warm_up(num_blocks, max_num_tokens)
+        device = self.model.device
+        ints, floats = (Tensor.zeros((1,), dtype, device) for dtype in (DType.int32, DType.float32))
+        logits, bits = (
+            self.passes.logits[:1],
+            Tensor.zeros((1, -(-self.vocab_size // 32)), DType.int32, device),
+        )
+
+        def what_is_not_captured() -> None:
+            argmax(logits)
+            logprobs(logits, ints, 1)
+            pick_tokens(ints, ints, ints)
+            penalize(logits, ints, ints, ints, floats, floats, floats)
+            bias_logits(logits, ints, ints, floats)
+            mask_logits(logits[:, : self.vocab_size], bits)
+
+        device.backend.prepare(what_is_not_captured)
 
     def reset(self) -> None:
         """Forget what is under way, and wait for it: an exception may have come at any place."""

@@ -71,6 +71,8 @@ class Scheduler:
         self._waiting: list[Sequence] = []  # the most urgent one last
         self._rows = list(range(max_num_seqs - 1, -1, -1))
         self._changed: list[Sequence] = []
+        self._refused: tuple[Sequence | None, int] = None, 0
+        """What was waiting for blocks when it was last looked at, and how many were free then."""
 
     @property
     def num_waiting(self) -> int:
@@ -181,12 +183,16 @@ class Scheduler:
         if sequence is None or not self._rows or sequence.num_pending:  # its newest token is under way
             return None
         pool, tokens = self.pool, sequence.num_tokens
+        before, free = self._refused
+        if self.running and before is sequence and pool.num_free <= free:
+            return None
         # The last token is always computed: what follows it has to be known.
         most = 0 if sequence.wants_prompt_logprobs else (tokens - 1) // pool.block_size
         cached, place = pool.match(sequence.cache_salt, sequence.token_bytes(0, most * pool.block_size), most)
         missing = pool.blocks_for(tokens) - len(cached)
         if self.running and missing + len(self.running) > pool.num_free:  # those will soon need one each
             pool.release(cached)
+            self._refused = sequence, pool.num_free
             return None
         sequence.blocks = cached + pool.allocate(missing)
         sequence.place, sequence.num_remembered = place, len(cached)
