@@ -5,42 +5,34 @@ is the first kernel of a decode step, which also prepares and stores the new key
 or tensor cores, from which `self_attention` chooses by context.
 
     python benchmarks/attention.py [--device cuda:0] [--portable] [--parts N] [--json results.json]
+    python benchmarks/attention.py --sweep [--json results.json]
+
+With `--sweep`, ways to do the attention of a decode step are checked and tried, between the products that it
+stands between: numbers of parts, how the kernel on tensor cores works, when kernels start.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from attention_data import DTYPE, batch_of, caches, layers_for, random, seconds_per_replay
+from attention_sweep import sweep
 from kuiperllm.backends.cuda.launch import chip
 from kuiperllm.core import Device, DType, Tensor
-from kuiperllm.ops.attention import Batch, LayerCache, attention, cuda, cuda_decode
+from kuiperllm.ops.attention import attention, cuda, cuda_decode
 
-BLOCK_SIZE = 32
-LAYERS_BYTES = 400 << 20
-"""Keys and values of all layers together: several times a second-level cache."""
-
-MAX_LAYERS = 128
 PREFILLS_PER_GRAPH = 4
-SAMPLES = 7
-SECONDS_PER_SAMPLE = 0.02
 PREFILL_TOKENS = (512, 2048, 8192)
 CONTEXTS = (1024, 8192, 32_768)
 FUSED_CONTEXTS = (128, 512, 1024, 4096, 8192, 32_768)
 WAYS = {False: (("heads", 4), ("heads", 8), ("tensor", 8)), True: (("tensor", 8), ("tensor", 16))}
 """Kernels and numbers of parts, by whether the context is long."""
-
-DTYPE = DType.bfloat16
 
 
 @dataclass(frozen=True)
@@ -71,81 +63,10 @@ class Result:
     score: float
 
 
-def seconds_per_replay(work: Callable[[], object], device: Device) -> float:
-    """Of a graph of the work: the median of some samples."""
-    work()
-    with device.capture() as graph:
-        work()
-
-    def sample(repeats: int) -> float:
-        device.synchronize()
-        started = perf_counter()
-        for _ in range(repeats):
-            graph.replay()
-        device.synchronize()
-        return (perf_counter() - started) / repeats
-
-    sample(2)
-    repeats = max(2, round(SECONDS_PER_SAMPLE / sample(3)))
-    return median(sample(repeats) for _ in range(SAMPLES))
-
-
-@cache
-def noise(device: Device) -> Tensor:
-    """Some millions of normal numbers."""
-    values = np.random.default_rng(0).standard_normal(1 << 22, np.float32).astype(DTYPE.numpy)
-    return Tensor.from_numpy(values).to(device)
-
-
-def random(shape: tuple[int, ...], device: Device) -> Tensor:
-    """Standard normal values; large tensors repeat some."""
-    made = Tensor.empty(shape, DTYPE, device)
-    flat = made.reshape((made.numel,))
-    values = noise(device)
-    first = min(made.numel, values.numel)
-    flat[:first].copy_(values[:first])
-    while first < made.numel:
-        more = min(first, made.numel - first)
-        flat[first : first + more].copy_(flat[:more])
-        first += more
-    return made
-
-
-def caches(shape: Shape, tokens: int, count: int, device: Device) -> list[LayerCache]:
-    """Caches of some layers with room for `tokens`."""
-    blocks = -(-tokens // BLOCK_SIZE)
-    size = blocks, shape.kv_heads, BLOCK_SIZE, shape.head_dim
-    return [
-        LayerCache(
-            random(size, device), random(size, device), blocks, BLOCK_SIZE, shape.kv_heads, shape.head_dim
-        )
-        for _ in range(count)
-    ]
-
-
-def batch_of(query_len: int, seq_len: int, device: Device) -> Batch:
-    """One sequence, its blocks in a scrambled order."""
-
-    def put(values: object, kind: type[np.generic]) -> Tensor:
-        return Tensor.from_numpy(np.asarray(values, kind)).to(device)
-
-    table = np.random.default_rng(1).permutation(-(-seq_len // BLOCK_SIZE))
-    positions = np.arange(seq_len - query_len, seq_len)
-    return Batch(
-        positions=put(positions, np.int32),
-        slot_mapping=put(table[positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE, np.int64),
-        block_table=put(table[None], np.int32),
-        query_start_loc=put([0, query_len], np.int32),
-        seq_lens=put([seq_len], np.int32),
-        max_query_len=query_len,
-        is_captured_step=query_len == 1,
-    )
-
-
 def prefill(shape: Shape, tokens: int, device: Device) -> Result:
     """A prompt of so many tokens."""
     q, out = (random((tokens, shape.heads, shape.head_dim), device) for _ in "qo")
-    (keys_values,) = caches(shape, tokens, 1, device)
+    (keys_values,) = caches(tokens, shape.kv_heads, shape.head_dim, 1, device)
     batch = batch_of(tokens, tokens, device)
 
     def pass_() -> None:
@@ -157,11 +78,6 @@ def prefill(shape: Shape, tokens: int, device: Device) -> Result:
     return Result("prefill", shape.model, tokens, seconds * 1e6, operations / seconds / 1e12)
 
 
-def layers_for(nbytes: int) -> int:
-    """How many layers of so many bytes."""
-    return max(2, min(MAX_LAYERS, LAYERS_BYTES // nbytes))
-
-
 def kv_bytes(shape: Shape, tokens: int) -> int:
     """Of one layer."""
     return 2 * tokens * shape.kv_heads * shape.head_dim * DTYPE.itemsize
@@ -169,7 +85,8 @@ def kv_bytes(shape: Shape, tokens: int) -> int:
 
 def decode(shape: Shape, tokens: int, device: Device, bandwidth: float) -> Result:
     """One token after so many."""
-    layers = caches(shape, tokens, layers_for(kv_bytes(shape, tokens)), device)
+    count = layers_for(kv_bytes(shape, tokens))
+    layers = caches(tokens, shape.kv_heads, shape.head_dim, count, device)
     q, out = (random((1, shape.heads, shape.head_dim), device) for _ in "qo")
     batch = batch_of(1, tokens, device)
 
@@ -184,7 +101,8 @@ def decode(shape: Shape, tokens: int, device: Device, bandwidth: float) -> Resul
 
 def fused(shape: Shape, tokens: int, kernel: str, parts: int, device: Device, bandwidth: float) -> Result:
     """The first kernel of a decode step, by the way of that name."""
-    layers = caches(shape, tokens, layers_for(kv_bytes(shape, tokens)), device)
+    count = layers_for(kv_bytes(shape, tokens))
+    layers = caches(tokens, shape.kv_heads, shape.head_dim, count, device)
     run = {"heads": cuda_decode.decode_scalar, "tensor": cuda_decode.decode_mma}[kernel]
     qkv = random((1, (shape.heads + 2 * shape.kv_heads) * shape.head_dim), device)
     partial = random((1, parts, shape.heads, shape.head_dim), device)
@@ -221,12 +139,19 @@ def main() -> None:
     )
     parser.add_argument("--parts", type=int, help="split contexts of decode into so many parts")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
+    parser.add_argument("--sweep", action="store_true", help="try ways to do the attention of a decode step")
     options = parser.parse_args()
     device = Device(options.device)
     cuda.USE_HOPPER = not options.portable
     if options.parts:
         vars(cuda)["parts_for"] = lambda *_: options.parts
     bandwidth = device.backend.read_bandwidth()
+    facts = {"device": chip(device).name, "read_bytes_per_s": bandwidth, "portable": options.portable}
+    if options.sweep:
+        found = [asdict(measured) for measured in sweep(device, bandwidth)]
+        if options.json:
+            options.json.write_text(json.dumps(facts | {"results": found}, indent=1) + "\n")
+        return
     results = [prefill(shape, tokens, device) for shape in SHAPES for tokens in PREFILL_TOKENS]
     results += [decode(shape, tokens, device, bandwidth) for shape in SHAPES for tokens in CONTEXTS]
     for shape in SHAPES:
@@ -234,7 +159,6 @@ def main() -> None:
             results += [fused(shape, tokens, *way, device, bandwidth) for way in WAYS[tokens > 1024]]
     show(results, f"{chip(device).name}, reads {bandwidth / 1e9:.0f} GB/s")
     if options.json:
-        facts = {"device": chip(device).name, "read_bytes_per_s": bandwidth, "portable": options.portable}
         document = facts | {"results": [asdict(result) for result in results]}
         options.json.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -4,19 +4,21 @@ Every product runs over the weights of all layers in turn, which no cache holds,
 decoding does it. `%` compares the bytes of weights that it reads per second with what the memory was measured
 to deliver.
 
-    python benchmarks/gemv.py [--models ...] [--rows 1 2 4 8] [--formats bfloat16 q8] [--json FILE]
-    python benchmarks/gemv.py --sweep [--models ...] [--rows 1]
+    python benchmarks/gemv.py [--models ...] [--rows 1 2 4 8] [--formats bfloat16 q8 q4 ...] [--json FILE]
+    python benchmarks/gemv.py --sweep [--models ...] [--rows 1] [--formats ...]
 
 With `--sweep`, every sensible way to cut a product up is tried: warps that share a row, depth of the ring,
-with and without tensor cores. Since kernels overlap, the fastest alone need not be the best in a step: a few
-of them replace the plan in a whole step, product after product, and stay where that helps.
+with and without tensor cores; of quantized weights also the size of a stage, and whether a block leaves half
+of a multiprocessor's shared memory to the next kernel. Since kernels overlap, the fastest alone need not be
+the best in a step: a few of them replace the plan in a whole step, product after product, and stay where that
+helps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -29,16 +31,33 @@ from rich.table import Table
 from kuiperllm.backends.cuda.backend import CudaBackend
 from kuiperllm.backends.cuda.launch import chip, compile_all
 from kuiperllm.core import Device, DType, Tensor
-from kuiperllm.ops.linear import LinearWeight, WeightFormat
+from kuiperllm.ops.linear import LinearWeight, WeightFormat, gemv_codes_plan
 from kuiperllm.ops.linear.cuda_weights import packed_sizes
 from kuiperllm.ops.linear.gemv import run
-from kuiperllm.ops.linear.gemv_plan import Method, Plan, Problem, make_plan, plan
-from kuiperllm.quant import q8
+from kuiperllm.ops.linear.gemv_plan import candidates, followed, make_plan, plan
+from kuiperllm.ops.linear.gemv_problem import Method, Plan, Problem
+from kuiperllm.quant import Scheme, q4, q8
 
 SAMPLES = 7
 MS_PER_SAMPLE = 4.0
-FORMATS: dict[str, WeightFormat] = {"bfloat16": DType.bfloat16, "q8": q8(32)}
+FORMATS: dict[str, WeightFormat] = {
+    "bfloat16": DType.bfloat16,
+    **{f"q8-{group}": q8(group) for group in (32, 64, 128)},
+    **{f"q4-{group}": q4(group) for group in (32, 64, 128)},
+    "q8": q8(64),
+    "q4": q4(64),
+    "q4_k": Scheme(4, 32, DType.int8, "minimum"),
+    "q5_k": Scheme(5, 32, DType.int8, "minimum"),
+    "q6_k": Scheme(6, 16, DType.int8),
+    "q3_k": Scheme(3, 16, DType.int8),
+    "q2_k": Scheme(2, 16, DType.int8, "minimum"),
+    "q5_0": Scheme(5, 32),
+    "awq": Scheme(4, 128, DType.float16, "zeros"),
+    "fp8": Scheme(8, 128, DType.float32, "e4m3"),
+}
 IN_STEPS = 4
+WAYS_OF_CODES = 5  # of warps for a row and sizes of a stage, the most promising
+UNCACHED_BYTES = 256 << 20  # of weights that one product goes through in turn
 RANDOM_BYTES = 16 << 20
 
 
@@ -76,6 +95,8 @@ class Product:
     out: Tensor
     stats: Tensor | None
     norm: Tensor | None
+    layers: int
+    """Of the model, which may have fewer of these than there are weights."""
 
     def launch(self, how: Plan, layer: int) -> None:
         """Queue it."""
@@ -99,6 +120,8 @@ class Result:
     method: str
     chunks: int
     stages: int
+    units: int
+    shared: int
     us: float
     gigabytes_per_s: float
     percent: float
@@ -116,8 +139,14 @@ class Bench:
         noise = rng.standard_normal(RANDOM_BYTES // 2, np.float32) * 0.02
         self.noise = Tensor.from_numpy(noise.astype(DType.bfloat16.numpy).view(np.uint8)).to(device)
 
-    def products(self, model: Model, format: str, rows: int) -> list[Product]:
-        """The products of a step."""
+    def products(
+        self,
+        model: Model,
+        format: str,
+        rows: int,
+        names: Sequence[str] = ("qkv", "o", "gate/up", "down", "logits"),
+    ) -> list[Product]:
+        """The products of a step, or those of them with these names."""
         width = model.heads * model.head_dim
         qkv = width + 2 * model.kv_heads * model.head_dim
         shapes = [
@@ -130,6 +159,7 @@ class Bench:
         return [
             self._product(model, format, rows, name, outputs, k, prologue, epilogue, layers)
             for name, outputs, k, prologue, epilogue, layers in shapes
+            if name in names
         ]
 
     def _product(
@@ -144,25 +174,33 @@ class Bench:
             prologue, epilogue, model.splits if merges else 1, model.head_dim if merges else 0,
         )  # fmt: skip
         shape = (rows, model.splits, k) if merges else (rows, k)
+        copies = -(-UNCACHED_BYTES // packed_sizes(kept_as, n, k).data)
         return Product(
             name,
             problem,
-            [self._weight(kept_as, n, k, problem.bias) for _ in range(layers)],
+            [self._weight(kept_as, n, k, problem.bias) for _ in range(max(layers, copies))],
             self.filled(shape, activation),
             Tensor.zeros((rows, outputs), problem.out, self.device),
             Tensor.full((rows, model.splits, model.heads, 2), 1.0, DType.float32, self.device)
             if merges
             else None,
             Tensor.full((k,), 1.0, DType.float32, self.device) if prologue == "NORM" else None,
+            layers,
         )
 
     def _weight(self, kept_as: WeightFormat, n: int, k: int, bias: bool) -> LinearWeight:
         sizes = packed_sizes(kept_as, n, k)
+
+        def full(count: int, value: float, dtype: DType) -> Tensor | None:
+            return Tensor.full((count,), value, dtype, self.device) if count else None
+
+        scale = kept_as.scale if isinstance(kept_as, Scheme) else DType.float16
         return LinearWeight(
             kept_as, n, k,
             self.filled((sizes.data,), DType.uint8),
-            Tensor.full((sizes.scales,), 1e-3, DType.float16, self.device) if sizes.scales else None,
-            bias=Tensor.zeros((sizes.bias,), DType.float32, self.device) if bias else None,
+            full(sizes.scales, 20 if scale is DType.int8 else 1e-3, scale),
+            full(sizes.super_scales, 1e-4, DType.float16),
+            bias=full(sizes.bias if bias else 0, 0, DType.float32),
         )  # fmt: skip
 
     def filled(self, shape: tuple[int, ...], dtype: DType) -> Tensor:
@@ -202,8 +240,8 @@ class Bench:
         us = self.ms(work) * 1000 / layers
         rate = product.nbytes / us * 1e6
         return Result(
-            name, str(product.problem.format), product.problem.rows, product.name, how.method, how.chunks,
-            how.stages, us, rate / 1e9, 100 * rate / self.bandwidth,
+            name, _format(product.problem), product.problem.rows, product.name, how.method, how.chunks,
+            how.stages, how.units, how.shared, us, rate / 1e9, 100 * rate / self.bandwidth,
         )  # fmt: skip
 
     def measure_step(self, name: str, products: Sequence[Product], plans: Sequence[Plan]) -> Result:
@@ -211,16 +249,16 @@ class Bench:
         *of_layers, logits = list(zip(products, plans, strict=True))
 
         def work() -> None:
-            for layer in range(len(products[0].weights)):
+            for layer in range(products[0].layers):
                 for product, how in of_layers:
                     product.launch(how, layer)
             logits[0].launch(logits[1], 0)
 
         us = self.ms(work) * 1000
-        rate = sum(p.nbytes * len(p.weights) for p in products) / us * 1e6
+        rate = sum(p.nbytes * p.layers for p in products) / us * 1e6
         problem = products[0].problem
         return Result(
-            name, str(problem.format), problem.rows, "step", "", 0, 0, us, rate / 1e9,
+            name, _format(problem), problem.rows, "step", "", 0, 0, 0, 0, us, rate / 1e9,
             100 * rate / self.bandwidth,
         )  # fmt: skip
 
@@ -238,6 +276,8 @@ class Bench:
         """Every sensible plan of a product, the default first."""
         gpu, first = chip(self.device), self.default(product)
         found = {first: None}
+        if product.problem.scheme is not None:
+            return list(found | dict.fromkeys(self._ways_of_codes(product.problem)))
         methods: tuple[Method, ...] = ("vector", "tensor")
         for method in methods:
             if method == "vector" and product.problem.rows > 2:
@@ -253,16 +293,32 @@ class Bench:
                         found[other] = None
         return list(found)
 
+    def _ways_of_codes(self, problem: Problem) -> Iterator[Plan]:
+        gpu = chip(self.device)
+        promising = sorted(candidates(gpu, problem, "codes"), key=lambda pair: pair[0])[:WAYS_OF_CODES]
+        for _, how in promising:
+            for beside in (False, True):
+                depths = {None, 2, max(2, how.stages // 2), how.stages * 3 // 2}
+                for stages in sorted(depths, key=str):
+                    other = gemv_codes_plan.make_plan(
+                        gpu, problem, how.chunks, how.units, stages, share_multiprocessors=beside
+                    )
+                    if other is not None:
+                        yield other
+
+
+def _format(problem: Problem) -> str:
+    return next(name for name, kept_as in FORMATS.items() if kept_as == problem.format)
+
 
 def show(results: Sequence[Result], title: str) -> None:
     table = Table(title=title)
-    for name in ("model", "format", "rows", "product", "method", "chunks", "stages", "µs", "GB/s", "%"):
-        table.add_column(
-            name, justify="left" if name in ("model", "format", "product", "method") else "right"
-        )
+    texts, numbers = ("product", "method"), ("chunks", "units", "stages", "KiB", "µs", "GB/s", "%")
+    for name in (*texts, *numbers):
+        table.add_column(name, justify="left" if name in texts else "right")
     for r in results:
         table.add_row(
-            r.model, r.format, str(r.rows), r.product, r.method, str(r.chunks or ""), str(r.stages or ""),
+            r.product, r.method, *(str(n or "") for n in (r.chunks, r.units, r.stages, r.shared >> 10)),
             f"{r.us:.2f}", f"{r.gigabytes_per_s:.0f}", f"{r.percent:.1f}",
         )  # fmt: skip
     Console(width=110).print(table)
@@ -279,10 +335,17 @@ def sweep(bench: Bench, name: str, products: list[Product]) -> list[Result]:
         timed.sort(key=lambda pair: pair[0].us)
         results += [result for result, _ in timed]
         fastest.append([how for _, how in timed[:IN_STEPS]])
-        show([default, *(r for r, _ in timed[:8])], f"{product.name}: as planned, then the fastest")
+        show([default, *(r for r, _ in timed[:6])], f"{product.name}: as planned, then the fastest")
     chosen = [some[0] for some in ways]
     steps = [bench.measure_step(name, products, chosen)]
     best = steps[0].us
+    beside = [_beside(bench, product, how) for product, how in zip(products, chosen, strict=True)]
+    if beside != chosen:
+        bench.compile(beside)
+        steps.append(bench.measure_step(name, products, beside))
+        print(f"step of {best:.1f} µs; {steps[-1].us:.1f} if blocks leave half of the shared memory")
+        if steps[-1].us < best:
+            best, chosen = steps[-1].us, beside
     for i, some in enumerate(fastest):
         for how in some:
             tried = [*chosen[:i], how, *chosen[i + 1 :]]
@@ -292,8 +355,21 @@ def sweep(bench: Bench, name: str, products: list[Product]) -> list[Result]:
                 steps.append(step)
     show(steps, "all products of a step: as planned, and better ones")
     for product, how in zip(products, chosen, strict=True):
-        print(f"  {product.name:8} {how.method} chunks={how.chunks} stages={how.stages}")
+        print(
+            f"  {product.name:8} {how.method} chunks={how.chunks} units={how.units} stages={how.stages} "
+            f"{how.shared >> 10} KiB"
+        )
     return results + steps
+
+
+def _beside(bench: Bench, product: Product, how: Plan) -> Plan:
+    """The plan with less than half of the shared memory, if it is for quantized weights."""
+    if how.method != "codes":
+        return how
+    other = gemv_codes_plan.make_plan(
+        chip(bench.device), product.problem, how.chunks, how.units, share_multiprocessors=True
+    )
+    return how if other is None else followed(product.problem, other, None)
 
 
 def main() -> None:
@@ -301,7 +377,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--rows", nargs="+", type=int, help="default: 1 2 4 8; with --sweep 1")
-    parser.add_argument("--formats", nargs="+", help="default: bfloat16 q8; with --sweep bfloat16")
+    parser.add_argument(
+        "--formats", nargs="+", choices=list(FORMATS), help="default: bfloat16 q8 q4; with --sweep q4"
+    )
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     options = parser.parse_args()
@@ -310,10 +388,11 @@ def main() -> None:
     print(f"{facts['device']}, reads {bench.bandwidth / 1e9:.0f} GB/s", flush=True)
     results: list[Result] = []
     for name in options.models:
-        for format in options.formats or (["bfloat16"] if options.sweep else ["bfloat16", "q8"]):
+        for format in options.formats or (["q4"] if options.sweep else ["bfloat16", "q8", "q4"]):
             for rows in options.rows or ([1] if options.sweep else [1, 2, 4, 8]):
                 products = bench.products(MODELS[name], format, rows)
                 if options.sweep:
+                    print(f"\n{name}, {format}, {rows} rows", flush=True)
                     results += sweep(bench, name, products)
                     continue
                 plans = [bench.default(product) for product in products]

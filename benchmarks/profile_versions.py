@@ -20,7 +20,8 @@ from kuiperllm.ops import rms_norm as rms_norm_package
 from kuiperllm.ops.add import add
 from kuiperllm.ops.grid import rows
 from kuiperllm.ops.linear.gemv import run, run_any
-from kuiperllm.ops.linear.gemv_plan import Plan, make_plan, plan
+from kuiperllm.ops.linear.gemv_plan import make_plan, plan
+from kuiperllm.ops.linear.gemv_problem import Plan
 from kuiperllm.ops.rms_norm import add_rms_norm, rms_norm
 
 NORM_SOURCE = Path(rms_norm_package.__file__).with_name("cuda.cu")

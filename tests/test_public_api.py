@@ -35,6 +35,8 @@ def test_all_is_sorted_and_complete() -> None:
         "Deltas",
         "EngineStats",
         "Guide",
+        "ExportReport",
+        "export",
     }
     assert expected | {"DType", "TokenLogprobs", "__version__"} == set(kuiperllm.__all__) - exceptions
 

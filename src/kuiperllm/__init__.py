@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kuiperllm.core import Device, DType, Tensor
     from kuiperllm.engine.async_llm import AsyncLLM, Deltas
     from kuiperllm.engine.comparison import Comparison, compare
+    from kuiperllm.engine.export import ExportReport, export
     from kuiperllm.engine.llm import LLM
     from kuiperllm.engine.output import Chunk, Completion, Delta
     from kuiperllm.engine.perplexity import Perplexity
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         DownloadError,
         DTypeError,
         EngineStoppedError,
+        ExportError,
         KernelError,
         KuiperError,
         MemoryLifetimeError,
@@ -67,6 +69,8 @@ __all__ = [
     "EngineConfig",
     "EngineStats",
     "EngineStoppedError",
+    "ExportError",
+    "ExportReport",
     "Guide",
     "KernelError",
     "KuiperError",
@@ -85,6 +89,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "compare",
+    "export",
 ]
 
 _MODULE_OF = {
@@ -98,6 +103,7 @@ _MODULE_OF = {
     "compare": "kuiperllm.engine.comparison",
     "AsyncLLM": "kuiperllm.engine.async_llm",
     "Deltas": "kuiperllm.engine.async_llm",
+    "ExportReport": "kuiperllm.engine.export",
     "LLM": "kuiperllm.engine.llm",
     "Chunk": "kuiperllm.engine.output",
     "Completion": "kuiperllm.engine.output",
@@ -106,6 +112,7 @@ _MODULE_OF = {
     "Guide": "kuiperllm.engine.request",
     "TokenLogprobs": "kuiperllm.engine.sequence",
     "EngineStats": "kuiperllm.engine.stats",
+    "export": "kuiperllm.engine.export",
 }
 """Where a name is defined; the exceptions are all in `kuiperllm.errors`."""
 

@@ -43,6 +43,10 @@ class CheckpointError(KuiperError):
     """A checkpoint file is missing, truncated, corrupt, or contradicts its configuration."""
 
 
+class ExportError(KuiperError):
+    """A checkpoint could not be written; nothing of it was kept."""
+
+
 class UnsupportedError(KuiperError):
     """An architecture, data type or format that this version cannot run; the message lists what it can."""
 

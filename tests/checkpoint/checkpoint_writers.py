@@ -289,7 +289,7 @@ def llama2c_numbers(config: dict[str, Any], vocab_size: int) -> bytes:
 def write_llama2c(
     path: Path, tensors: Tensors, config: dict[str, Any] = CONFIG, *, version: int, group_size: int = 32
 ) -> Path:
-    """The layout of llama2.c's export.py, with float32 (0, 1) or int8 groups (2)."""
+    """The layout of llama2.c's export.py, with float32 (0, 1) or int8 groups (2, 3)."""
     tensors = as_interleaved(tensors, config)
     tied, layers = config["tie_word_embeddings"], range(config["num_hidden_layers"])
 
@@ -311,6 +311,13 @@ def write_llama2c(
         parts += [norm, tables, *head]
         vocab = config["vocab_size"] if tied else -config["vocab_size"]
         path.write_bytes(llama2c_numbers(config, vocab) + b"".join(t.astype("<f4").tobytes() for t in parts))
+        return path
+    if version == 3:  # KuiperLLama's
+        vocab = config["vocab_size"] if tied else -config["vocab_size"]
+        body = llama2c_numbers(config, vocab) + struct.pack("<i", group_size)
+        body += b"".join(quantized_bytes(matrix, group_size) for matrix in [*matrices, *head])
+        norms = [*per_layer("input_layernorm"), *per_layer("post_attention_layernorm"), norm]
+        path.write_bytes(body + b"".join(t.astype("<f4").tobytes() for t in [embedding, *norms]))
         return path
     header = struct.pack("<Ii", 0x616B3432, version) + llama2c_numbers(config, config["vocab_size"])
     header += struct.pack("<B", tied) + (struct.pack("<i", group_size) if version == 2 else b"")

@@ -10,6 +10,7 @@ import pytest
 from checkpoint_writers import CONFIG, make_tensors, random_blocks, write_folder, write_gguf, write_llama2c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from quantized_writers import UP, awq, gptq, packed_int, random_e4m3, write_quantized
 
 from kuiperllm.checkpoint import Weight, open_checkpoint
 from kuiperllm.errors import KuiperError
@@ -109,6 +110,8 @@ def check_weight(weight: Weight, shape: tuple[int, ...]) -> None:
 def write(kind: str, folder):
     """A small good file of this kind; the path to open, and the path to mutate."""
     tensors = make_tensors(SMALL)
+    if kind in METHODS:
+        return write_method(kind, folder), folder / "model.safetensors"
     if kind == "safetensors":
         write_folder(folder, tensors, SMALL)
         return folder, folder / "model.safetensors"
@@ -130,7 +133,41 @@ def write(kind: str, folder):
     return path, path
 
 
+def quantized_parts(method: str):
+    """A quantized matrix of each method, and its `quantization_config`."""
+    rng, shape = np.random.default_rng(0), (256, 128)
+    if method == "awq":
+        return awq(rng, shape, 32), {"bits": 4, "group_size": 32, "version": "gemm"}
+    if method == "gptq":
+        return gptq(rng, shape, 32, act_order=True), {"bits": 4, "group_size": 32, "desc_act": True}
+    if method == "fp8":
+        arrays = {"weight": random_e4m3(rng, shape), "weight_scale_inv": np.ones((2, 1), np.float32)}
+        return arrays, {"weight_block_size": [128, 128], "fmt": "e4m3"}
+    if method == "compressed-tensors":
+        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+        groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+        return packed_int(rng, shape, 32, 4, symmetric=False, act_order=True), {
+            "format": "pack-quantized",
+            "config_groups": groups,
+        }
+    arrays = {
+        "weight": rng.integers(0, 256, (256, 64), np.uint8),
+        "weight_scale": np.ones((256, 4), np.float16),
+        "weight_zero": rng.integers(0, 16, (256, 4), np.uint8),
+    }
+    return arrays, {"bits": 4, "group_size": 32, "zero_point": True}
+
+
+METHODS = ["awq", "gptq", "fp8", "compressed-tensors", "kuiper"]
+
+
+def write_method(method: str, folder):
+    arrays, config = quantized_parts(method)
+    return write_quantized(folder, {UP: arrays}, {"quant_method": method} | config)
+
+
 KINDS = [
+    *METHODS,
     "safetensors",
     "shard index",
     "config",
@@ -202,6 +239,51 @@ def test_config_with_other_values(tmp_path_factory, changes):
     (folder / "generation_config.json").write_text(
         json.dumps(dict(zip(GENERATION_KEYS, changes.values(), strict=False)))
     )
+    check(folder)
+
+
+QUANTIZATION_KEYS = [
+    "quant_method",
+    "bits",
+    "w_bit",
+    "group_size",
+    "version",
+    "backend",
+    "checkpoint_format",
+    "is_marlin_format",
+    "weight_block_size",
+    "fmt",
+    "format",
+    "config_groups",
+    "sparsity_config",
+]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(FUZZ, max_examples=60)
+@given(changes=st.dictionaries(st.sampled_from(QUANTIZATION_KEYS), json_values, min_size=1, max_size=3))
+def test_quantization_with_other_values(tmp_path_factory, method, changes):
+    folder = tmp_path_factory.getbasetemp() / f"fuzz-{method}"
+    if not folder.exists():
+        write_method(method, folder)
+    config = json.loads((folder / "config.json").read_text())
+    stated = {"quant_method": method} | quantized_parts(method)[1] | changes
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": stated}))
+    check(folder)
+
+
+WEIGHTS_KEYS = ["num_bits", "type", "strategy", "block_structure", "group_size", "symmetric"]
+
+
+@settings(FUZZ, max_examples=60)
+@given(changes=st.dictionaries(st.sampled_from(WEIGHTS_KEYS), json_values, min_size=1, max_size=3))
+def test_quantized_groups_with_other_values(tmp_path_factory, changes):
+    folder = tmp_path_factory.getbasetemp() / "fuzz-groups"
+    if not folder.exists():
+        write_method("compressed-tensors", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"] = {"group_0": {"weights": {"num_bits": 4} | changes}}
+    (folder / "config.json").write_text(json.dumps(config))
     check(folder)
 
 

@@ -1,14 +1,17 @@
-"""llama2.c files of all three versions."""
+"""llama2.c files of all versions."""
 
 from __future__ import annotations
 
+from math import gcd
+
 import numpy as np
 import pytest
-from checkpoint_writers import CONFIG, make_tensors, quantized, write_llama2c
+from checkpoint_writers import CONFIG, as_interleaved, make_tensors, quantized, write_llama2c
 
 from kuiperllm.checkpoint import open_checkpoint
-from kuiperllm.errors import UnsupportedError
-from kuiperllm.quant import QuantTensor
+from kuiperllm.core.dtype import DType
+from kuiperllm.errors import CheckpointError, UnsupportedError
+from kuiperllm.quant import QuantTensor, q8
 
 TIED = CONFIG | {"tie_word_embeddings": True}
 
@@ -51,6 +54,45 @@ def test_int8_groups(tmp_path, config, group_size):
         assert loaded.nbytes == checkpoint.tensors[name].nbytes
 
 
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("group_size", [32, 16, 512, 24, 256])
+@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["untied", "tied"])
+def test_int8_groups_run_over_the_flattened_matrix(tmp_path, config, group_size, version):
+    config = config | {"vocab_size": 24}
+    if group_size == 24:
+        config = config | {"hidden_size": 48, "intermediate_size": 80}
+    tensors = make_tensors(config)
+    path = write_llama2c(tmp_path / "m", tensors, config, version=version, group_size=group_size)
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.config.vocab_size, checkpoint.config.tie_word_embeddings) == (
+        24,
+        config["tie_word_embeddings"],
+    )
+    stored = as_interleaved(tensors, config)
+    assert set(checkpoint.tensors) == set(tensors)
+    for name, tensor in tensors.items():
+        loaded, info = checkpoint.load(name), checkpoint.tensors[name]
+        if tensor.ndim == 1 or (version == 3 and name == "model.embed_tokens.weight"):
+            assert loaded.tobytes() == tensor.tobytes()
+            continue
+        values, scales = quantized(stored[name], group_size)
+        expected = (values.astype(np.float32) * scales[:, None]).reshape(tensor.shape)
+        floats = loaded.dequantize() if isinstance(loaded, QuantTensor) else loaded
+        # Groups that cross rows are read as smaller ones with the same scale, unless those were too small.
+        whole = gcd(group_size, tensor.shape[1])
+        assert isinstance(loaded, QuantTensor) == (whole >= 16)
+        assert info.scheme == (q8(whole, DType.float32) if whole >= 16 else None)
+        assert info.dtype == ("q8" if isinstance(loaded, QuantTensor) else "float32")
+        assert (as_interleaved({name: floats}, config)[name] == expected).all(), name
+
+
+def test_version_3_of_another_size_is_refused_as_version_0(tmp_path):
+    path = write_llama2c(tmp_path / "m", make_tensors(TIED), TIED, version=3, group_size=16)
+    path.write_bytes(path.read_bytes() + b"\0\0\0\0")
+    with pytest.raises(CheckpointError, match=r"a llama2\.c version 0 checkpoint with"):
+        open_checkpoint(path)
+
+
 def test_configuration(tmp_path):
     config = open_checkpoint(write_llama2c(tmp_path / "m", make_tensors(TIED), TIED, version=0)).config
     assert (config.model_type, config.vocab_size, config.hidden_size, config.intermediate_size) == (
@@ -65,10 +107,13 @@ def test_configuration(tmp_path):
     assert (config.bos_token_id, config.eos_token_ids) == (1, (2,))
 
 
-def test_groups_that_cross_rows_are_refused(tmp_path):
-    config = CONFIG | {"intermediate_size": 80, "vocab_size": 32}
-    path = write_llama2c(tmp_path / "m", make_tensors(config), config, version=2, group_size=64)
-    with pytest.raises(UnsupportedError, match="groups of 64 do not divide rows of 64 and 80"):
+@pytest.mark.parametrize("group_size", [0, -1, 7, 1 << 30])
+def test_groups_that_do_not_divide_a_matrix_are_refused(tmp_path, group_size):
+    path = write_llama2c(tmp_path / "m", make_tensors(), CONFIG, version=2, group_size=32)
+    raw = bytearray(path.read_bytes())
+    raw[37:41] = group_size.to_bytes(4, "little", signed=True)
+    path.write_bytes(raw)
+    with pytest.raises(UnsupportedError, match=f"groups of {group_size} do not divide all of its matrices"):
         open_checkpoint(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_writers import make_tensors, write_folder, write_gguf, write_llama2c
+from checkpoint_writers import make_tensors, raw_safetensors, write_folder, write_gguf, write_llama2c
 
 from kuiperllm.checkpoint import open_checkpoint
 from kuiperllm.errors import CheckpointError, ConfigError, DownloadError, KuiperError, UnsupportedError
+from meta_checkpoints import saved
+
+BARE_PICKLE = "pickle.* never loaded; convert it to safetensors"
 
 
 def test_the_name_of_a_file_does_not_matter(tmp_path):
@@ -81,9 +85,27 @@ def test_pickles_are_refused_and_never_loaded(tmp_path, protocol):
         archive.writestr("archive/data.pkl", pickle.dumps(Trap()))
     (tmp_path / "config.json").write_text("{}")
     for source in (tmp_path, tmp_path / "pytorch_model.bin", tmp_path / "consolidated.00.pth"):
-        with pytest.raises(UnsupportedError, match=r"pickle.* never loaded; convert it to safetensors"):
+        with pytest.raises(UnsupportedError, match=f"{BARE_PICKLE}|asks for .*mkdir, .*; refused") as caught:
             open_checkpoint(source)
+        assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
+
+
+def test_files_of_torch_that_are_no_checkpoint(tmp_path):
+    tensors = {"model.norm.weight": np.ones(4, np.float32)}
+    (tmp_path / "pytorch_model.bin").write_bytes(saved(tensors))
+    for source in (tmp_path, tmp_path / "pytorch_model.bin"):
+        with pytest.raises(UnsupportedError, match=r"only Meta's .* are read; convert it to safetensors"):
+            open_checkpoint(source)
+    (tmp_path / "other.bin").write_bytes(saved(tensors))
+    with pytest.raises(UnsupportedError, match=BARE_PICKLE):
+        open_checkpoint(tmp_path)
+    # what torch.save wrote before version 1.6: a magic number, pickled
+    (tmp_path / "other.bin").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + bytes(100))
+    with pytest.raises(
+        UnsupportedError, match=r"of torch\.save before version 1\.6.*save it again with a newer"
+    ):
+        open_checkpoint(tmp_path / "other.bin")
 
 
 def test_nothing_there(tmp_path):
@@ -180,10 +202,22 @@ def test_weights_quantized_by_another_scheme(tmp_path):
     folder = write_folder(tmp_path, make_tensors())
     text = (folder / "config.json").read_text()
     (folder / "config.json").write_text(
-        text[:-1] + ', "quantization_config": {"quant_method": "gptq", "bits": 4}}'
+        text[:-1] + ', "quantization_config": {"quant_method": "hqq", "bits": 4}}'
     )
-    with pytest.raises(UnsupportedError, match="quantized with 'gptq'"):
+    with pytest.raises(
+        UnsupportedError, match="quantized with 'hqq' are not supported; supported: kuiper, awq"
+    ):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("length", [0x280, 0x480, 0x580])
+def test_a_header_as_long_as_a_pickle_begins(tmp_path, length):
+    folder = write_folder(tmp_path, {"model.norm.weight": np.ones(4, np.float32)})
+    entry = {"model.norm.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}
+    raw = raw_safetensors(json.dumps(entry).encode().ljust(length), np.ones(4, np.float32).tobytes())
+    assert raw.startswith(bytes([0x80, length >> 8]))
+    (folder / "model.safetensors").write_bytes(raw)
+    assert open_checkpoint(folder).load("model.norm.weight").tolist() == [1, 1, 1, 1]
 
 
 def test_importing_is_cheap():

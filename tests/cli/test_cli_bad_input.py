@@ -132,6 +132,11 @@ def llama2c_cut(folder: Path) -> tuple[str, ...]:
 
 
 def pickle(folder: Path) -> tuple[str, ...]:
+    (folder / "model.bin").write_bytes(b"\x80\x04" + bytes(100))
+    return "-m", str(folder / "model.bin")
+
+
+def torch_cut(folder: Path) -> tuple[str, ...]:
     (folder / "model.bin").write_bytes(b"PK\x03\x04" + bytes(100))
     return "-m", str(folder / "model.bin")
 
@@ -174,6 +179,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "GGUF of unknown quantization": (gguf_of_unknown_quantization, 1, "supported: F32, F16, Q8_0, BF16"),
     "llama2.c cut off": (llama2c_cut, 1, "model.bin"),
     "pickle": (pickle, 1, "never loaded"),
+    "file of torch.save cut off": (torch_cut, 1, "has no directory at its end, so it is truncated"),
     "noise": (noise, 1, "supported: safetensors, GGUF, llama2.c .bin"),
     "empty file": (empty, 1, "empty"),
     "no such file": (cannot_exist, 1, "there is no such file"),

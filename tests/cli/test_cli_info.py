@@ -35,6 +35,7 @@ def test_info_states_what_the_files_hold(kuiper: Run, chat_model: Path) -> None:
     assert facts["tensors"] == len(arrays)
     assert facts["parameters"] == sum(array.size for array in arrays)
     assert facts["parameters_by_dtype"] == {"float32": facts["parameters"]}
+    assert facts["tensors_by_dtype"] == {"float32": facts["tensors"]}
     assert facts["file_bytes"] == sum(array.nbytes for array in arrays)
     assert ModelConfig.from_hf(facts["config"]) == ModelConfig.from_hf(CONFIG)
     assert facts["tokenizer"]["vocab_size"] == 259

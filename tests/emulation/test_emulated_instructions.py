@@ -137,6 +137,18 @@ def test_widening_from_16_bits(run: Any, kind: str) -> None:
         np.testing.assert_array_equal(values, expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_multiplied_and_added(run: Any, kind: str) -> None:
+    """Rounded once: x y - x y, rounded, is what rounding the product loses."""
+    rng = np.random.default_rng(3)
+    x, y, z = (rng.standard_normal(128).astype(KINDS[kind]) for _ in "xyz")
+    z[:64] = -(x[:64].astype(np.float32) * y[:64].astype(np.float32)).astype(KINDS[kind])
+    body = f"for (int i = threadIdx.x; i < 64; i += 32) c[i] = fma2<{kind}>(a[i], b[i], c[i]);"
+    *_, found = run(body, 32, *(_register(v[::2], v[1::2]) for v in (x, y, z)))
+    expected = (x.astype(np.float64) * y.astype(np.float64) + z.astype(np.float64)).astype(KINDS[kind])
+    np.testing.assert_array_equal(found.view(KINDS[kind]), expected)
+
+
 def test_bits(run: Any) -> None:
     words = np.random.default_rng(2).integers(-(1 << 31), 1 << 31, 64).astype(np.int32)
     body = """
@@ -146,15 +158,19 @@ def test_bits(run: Any) -> None:
     b[128 + threadIdx.x] = __umulhi(x, y);
     b[192 + threadIdx.x] = __dp4a((int)x, (int)y, 100);
     b[256 + threadIdx.x] = __float2int_rn(__int2float_rn((int)x % 1000) * 0.5f);
+    b[320 + threadIdx.x] = and_or(x, y, x * 3);
+    b[384 + threadIdx.x] = and_xor(x, y, x * 3);
     """
-    _, found = run(body, 64, words, np.zeros(320, np.int32))
+    _, found = run(body, 64, words, np.zeros(448, np.int32))
     x = words.view(np.uint32)
     y = x[::-1]
-    rows = found.view(np.uint32).reshape(5, 64)
+    rows = found.view(np.uint32).reshape(7, 64)
     np.testing.assert_array_equal(rows[0], x >> 16 | y & 0xFFFF0000)
     counts = [bin(v).count("1") * 1000 + 32 - int(v).bit_length() for v in x]
     np.testing.assert_array_equal(rows[1], counts)
     np.testing.assert_array_equal(rows[2], x.astype(np.uint64) * y >> np.uint64(32))
     dots = words.view(np.int8).reshape(64, 4).astype(int) * words[::-1].copy().view(np.int8).reshape(64, 4)
     np.testing.assert_array_equal(found[192:256], 100 + dots.sum(1))
-    np.testing.assert_array_equal(found[256:], np.rint(np.fmod(words, 1000) * 0.5))
+    np.testing.assert_array_equal(found[256:320], np.rint(np.fmod(words, 1000) * 0.5))
+    np.testing.assert_array_equal(rows[5], x & y | x * np.uint32(3))
+    np.testing.assert_array_equal(rows[6], x & y ^ x * np.uint32(3))

@@ -33,6 +33,16 @@ template <typename Element> DEVICE float2 unpack2(unsigned pair) {
     return make_float2(to_float(Element{(unsigned short)pair}), to_float(Element{(unsigned short)(pair >> 16)}));
 }
 
+// The float holds the product exactly, and the sum to more bits than twice the element's: rounding twice does no harm
+// but where the sum lies halfway between two elements to within a float's precision.
+template <typename Element> DEVICE unsigned fma2(unsigned a, unsigned b, unsigned c) {
+    float2 x = unpack2<Element>(a), y = unpack2<Element>(b), z = unpack2<Element>(c);
+    return pack2<Element>(fmaf(x.x, y.x, z.x), fmaf(x.y, y.y, z.y));
+}
+
+DEVICE unsigned and_or(unsigned a, unsigned mask, unsigned bits) { return (a & mask) | bits; }
+DEVICE unsigned and_xor(unsigned a, unsigned mask, unsigned bits) { return (a & mask) ^ bits; }
+
 DEVICE void launch_next() {}
 DEVICE void wait_for_previous(emulated::Place place = emulated::Place::here()) { emulated::wait_for_previous(place); }
 
@@ -45,8 +55,12 @@ DEVICE void copy_async_or_zero(void* shared, const void* global, bool valid, emu
 DEVICE void copy_async_word(void* shared, const void* global, int bytes, emulated::Place place = emulated::Place::here()) {
     emulated::copy_async(shared, global, 4, bytes, place);
 }
+DEVICE void copy_async_eight(void* shared, const void* global, int bytes, emulated::Place place = emulated::Place::here()) {
+    emulated::copy_async(shared, global, 8, bytes, place);
+}
 DEVICE void commit_copies() { emulated::commit_copies(); }
 template <int LEFT_> DEVICE void wait_for_copies() { emulated::wait_for_copies(LEFT_); }
+DEVICE void fetch_to_cache(const void*) {}
 
 namespace twins {
 

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+from plain_layout import parts
 
 from kuiperllm.core import Device, DType
 from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.ops.linear import LinearWeight, cuda_weights
-from kuiperllm.quant import QuantTensor, Scheme, int8_tensor, q8, quantize_q8
+from kuiperllm.quant import (
+    CodeLayout,
+    Codes,
+    Plane,
+    QuantTensor,
+    Scheme,
+    int8_tensor,
+    q4,
+    q8,
+    quantize,
+    quantize_q8,
+)
+from kuiperllm.quant.codes import BYTES
+from kuiperllm.quant.scheme import Coding
+from kuiperllm.quant.synthetic import random_tensor
 
+CODINGS: tuple[Coding, ...] = ("middle", "zeros", "minimum")
 FLOATS = (np.float32, np.float16, ml_dtypes.bfloat16)
 rng = np.random.default_rng(5)
 
@@ -22,17 +39,21 @@ def normal(rows: int, columns: int, dtype: Any = np.float32) -> np.ndarray[Any, 
 
 
 def packed(weight: LinearWeight) -> np.ndarray[Any, Any]:
-    """The rows as they lie in memory, padding included."""
-    kind = np.dtype(np.int8) if isinstance(weight.format, Scheme) else weight.format.numpy
-    return weight.data.numpy().reshape(weight.out_features, -1).view(kind)
+    """Floating-point rows as they lie in memory, padding included."""
+    assert isinstance(weight.format, DType)
+    return weight.data.numpy().reshape(weight.out_features, -1).view(weight.format.numpy)
 
 
 def assert_holds(weight: LinearWeight, expected: QuantTensor) -> None:
-    assert weight.scales is not None
-    np.testing.assert_array_equal(packed(weight), expected.codes.data.view(np.int8))
-    found = weight.scales.numpy()[: expected.scales.size]  # one is added to an odd number
-    assert found.dtype == expected.scales.dtype
-    np.testing.assert_array_equal(found.reshape(expected.scales.shape), expected.scales)
+    codes, records, of_super = parts(expected)
+    np.testing.assert_array_equal(weight.data.numpy(), codes)
+    for found, wanted in ((weight.scales, records), (weight.super_scales, of_super)):
+        if found is None or wanted is None:
+            assert found is wanted
+            continue
+        assert found.dtype.numpy == wanted.dtype
+        assert found.nbytes % 16 == 0  # vectors are loaded
+        np.testing.assert_array_equal(found.numpy()[: wanted.size], wanted)
 
 
 @pytest.mark.parametrize("stored", FLOATS)
@@ -60,9 +81,64 @@ def test_floats_are_rounded_as_quantize_q8_does(stored: Any, columns: int, group
     rows[4] *= stored(2.0**-15)  # scales among the subnormal numbers of float16
     rows[5] *= stored(2.0**-22)
     rows[6] *= stored(1000.0)
+    rows[7] = stored(255 * 2.0**-24)  # 127.5 scales of 2 ** -23, which would round to 128
     weight = LinearWeight.empty(q8(group), 37, columns, device=cuda)
     weight.write_rows(0, rows)
     assert_holds(weight, quantize_q8(rows, group))
+
+
+@pytest.mark.parametrize("stored", FLOATS)
+@pytest.mark.parametrize(("bits", "group"), [(4, 32), (4, 64), (4, 128), (4, 16), (2, 32), (6, 64)])
+def test_floats_are_rounded_as_quantize_does(stored: Any, bits: int, group: int, cuda: Device) -> None:
+    rows = normal(37, 256, stored)
+    rows[3] = 0
+    rows[4] *= stored(2.0**-12)
+    rows[5] *= stored(2.0**-20)
+    rows[6] = -abs(rows[6])
+    rows[7, ::2] = -rows[7, 1::2]  # the largest comes with both signs
+    scheme = Scheme(bits, group)
+    weight = LinearWeight.empty(scheme, 37, 256, device=cuda)
+    weight.write_rows(0, rows)
+    assert_holds(weight, quantize(rows, scheme))
+
+
+ANY_SCHEME = [
+    *(Scheme(bits, 32, DType.float16, coding) for bits in (2, 3, 4, 5, 6, 8) for coding in CODINGS),
+    *(Scheme(bits, 16, DType.int8, coding) for bits in (2, 3, 4, 6) for coding in ("middle", "minimum")),
+    *(Scheme(bits, 64, DType.float32) for bits in (4, 8)),
+    Scheme(8, 128, DType.float32, "e4m3"),
+]
+
+
+@pytest.mark.parametrize("scheme", ANY_SCHEME, ids=repr)
+def test_stored_codes_are_laid_out(scheme: Scheme, cuda: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_weights, "_PIECE_BYTES", 2000)
+    tensor = random_tensor(np.random.default_rng(0), scheme, 53, 256)
+    weight = LinearWeight.empty(scheme, 53, 256, device=cuda)
+    weight.write_rows(32, tensor[32:])
+    weight.write_rows(0, tensor[:32])
+    assert_holds(weight, tensor)
+
+
+@pytest.mark.parametrize(
+    ("bits", "layout"),
+    [
+        (4, BYTES),
+        (4, CodeLayout(32, 18, (Plane(2, 4, 16),))),
+        (5, CodeLayout(32, 22, (Plane(6, 4, 16), Plane(2, 1)))),
+        (8, CodeLayout(32, 34, (Plane(2, 8),), flip=0x80)),
+        (6, CodeLayout(256, 210, (Plane(0, 4, 64), Plane(128, 2, 32)))),
+        (3, CodeLayout(256, 110, (Plane(32, 2, 32), Plane(0, 1, 32)))),
+        (3, CodeLayout(32, 12, (Plane(8, 1), Plane(0, 2)), flip=4)),
+    ],
+)
+def test_codes_come_in_the_layouts_of_files(bits: int, layout: CodeLayout, cuda: Device) -> None:
+    """With other bytes between them, planes in any order, codes in two's complement."""
+    scheme = Scheme(bits, 32)
+    made = random_tensor(np.random.default_rng(0), scheme, 21, 512)
+    stored = replace(made, codes=Codes.packed(made.codes.unpack(), layout))
+    weight = LinearWeight.pack(stored, device=cuda)
+    assert_holds(weight, made)
 
 
 @pytest.mark.parametrize("scales", [np.float16, np.float32])
@@ -75,7 +151,7 @@ def test_stored_groups_are_kept_as_they_are(scales: Any, cuda: Device) -> None:
     assert_holds(weight, stored)
 
 
-@pytest.mark.parametrize("format", ["float16", "bfloat16", "q8"])
+@pytest.mark.parametrize("format", ["float16", "bfloat16", "q8", "q4"])
 def test_rows_come_in_pieces_and_from_anywhere(
     format: str, cuda: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,11 +159,12 @@ def test_rows_come_in_pieces_and_from_anywhere(
     monkeypatch.setattr(cuda_weights, "_PIECE_BYTES", 1000)
     numbers = rng.standard_normal(1000, np.float32).astype(np.float16)
     rows = np.lib.stride_tricks.as_strided(numbers, (50, 64), (18, 2), writeable=False)
-    weight = LinearWeight.empty(q8(32) if format == "q8" else DType(format), 50, 64, device=cuda)
+    scheme = {"q8": q8(32), "q4": q4(32)}.get(format)
+    weight = LinearWeight.empty(scheme or DType(format), 50, 64, device=cuda)
     weight.write_rows(32, rows[32:])
     weight.write_rows(0, rows[:32])
-    if format == "q8":
-        assert_holds(weight, quantize_q8(rows, 32))
+    if scheme is not None:
+        assert_holds(weight, quantize(rows, scheme))
     else:
         np.testing.assert_array_equal(packed(weight), rows.astype(DType(format).numpy))
 

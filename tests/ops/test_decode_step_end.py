@@ -9,10 +9,10 @@ import pytest
 
 from kuiperllm.core import Device
 from kuiperllm.errors import ShapeError
-from kuiperllm.ops import advance_step, greedy_step
+from kuiperllm.ops import advance_step, greedy_step, sample_step
 from kuiperllm.ops.cases import Case, to_tensors
 
-CASES = {case.id: case for module in (advance_step, greedy_step) for case in module.CASES}
+CASES = {case.id: case for module in (advance_step, greedy_step, sample_step) for case in module.CASES}
 REPLAYS = 5
 
 
@@ -32,7 +32,16 @@ def follow(case: Case, device: Device) -> None:
         np.testing.assert_array_equal(tensors[name].numpy(), truth[name], err_msg=name)
 
 
-@pytest.mark.parametrize("name", ["advance_step-batch", "greedy_step-batch", "greedy_step-long-rows"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "advance_step-batch",
+        "greedy_step-batch",
+        "greedy_step-long-rows",
+        "sample_step-batch",
+        "sample_step-long-rows",
+    ],
+)
 @pytest.mark.parametrize("where", ["cpu", "cuda"])
 def test_replays_follow_each_other(name: str, where: str, request: pytest.FixtureRequest) -> None:
     follow(CASES[name], Device("cpu") if where == "cpu" else request.getfixturevalue("cuda"))
@@ -52,10 +61,11 @@ def test_tokens_arrive_in_memory_of_the_host(where: str, request: pytest.Fixture
         np.testing.assert_array_equal(history[(row + offset) % len(history)], tokens if offset < 2 else 0)
 
 
+@pytest.mark.parametrize("step", [greedy_step.greedy_step, sample_step.sample_step])
 @pytest.mark.parametrize(
     "change", [{"history": np.zeros((0, 37), np.int32)}, {"logits": np.zeros((37, 0), np.float32)}]
 )
-def test_nothing_to_choose_from_or_write_to(change: dict[str, Any]) -> None:
-    arguments = {**CASES["greedy_step-batch"].arguments(), **change}
-    with pytest.raises(ShapeError, match=r"greedy_step: .*(no rows|no token)"):
-        greedy_step.greedy_step(**to_tensors(arguments))
+def test_nothing_to_choose_from_or_write_to(change: dict[str, Any], step: Any) -> None:
+    arguments = {**CASES[f"{step.__name__}-batch"].arguments(), **change}
+    with pytest.raises(ShapeError, match=rf"{step.__name__}: .*(no rows|no token)"):
+        step(**to_tensors(arguments))

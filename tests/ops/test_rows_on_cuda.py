@@ -21,7 +21,8 @@ from kuiperllm.ops.silu_mul import reference as silu_mul_of
 from kuiperllm.ops.silu_mul import silu_mul
 from kuiperllm.ops.softmax import reference as softmax_of
 from kuiperllm.ops.softmax import softmax
-from kuiperllm.quant import int8_tensor, quantize_q8
+from kuiperllm.quant import Scheme, int8_tensor, quantize_q8
+from kuiperllm.quant.synthetic import random_tensor
 
 INF, NAN = float("inf"), float("nan")
 GUARD = 7.0
@@ -219,3 +220,26 @@ def test_embedding_in_any_type(stored: str, columns: int, dtype: DType, cuda: De
     expected = np.zeros((5, columns), np.float32)
     expected[[0, 2, 4]] = values[[20, 0, 7]]
     np.testing.assert_array_equal(found, expected.astype(dtype.numpy))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        *(Scheme(bits, 32, DType.float16, "minimum") for bits in (2, 3, 4, 5, 6, 8)),
+        Scheme(4, 64, DType.float16, "zeros"),
+        Scheme(8, 32, DType.float32, "e4m3"),
+        Scheme(6, 16, DType.int8),
+        Scheme(4, 32, DType.int8, "minimum"),
+    ],
+    ids=repr,
+)
+def test_embedding_of_any_scheme(scheme: Scheme, shuffled: bool, cuda: Device) -> None:
+    table = random_tensor(np.random.default_rng(0), scheme, 21, 256, shuffled=shuffled)
+    ids = np.array([20, -1, 0, 21, 7], np.int32)
+    found = embedding(
+        Tensor.from_numpy(ids).to(cuda), LinearWeight.pack(table, device=cuda), dtype=DType.float32
+    )
+    expected = np.zeros((5, 256), np.float32)
+    expected[[0, 2, 4]] = table.dequantize()[[20, 0, 7]]
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-6)

@@ -8,7 +8,8 @@ import pytest
 from kuiperllm.core.dtype import DType
 from kuiperllm.errors import ShapeError
 from kuiperllm.quant import Scheme, q4, q8
-from kuiperllm.quant.synthetic import dense_layout, random_tensor
+from kuiperllm.quant.codes import dense_layout
+from kuiperllm.quant.synthetic import random_tensor
 
 SCHEMES = [
     q8(64),

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors, GGUF and llama2.c files as named tensors with one kind of configuration.
+"""Checkpoints: safetensors, GGUF, llama2.c and Meta's files as named tensors with one kind of configuration.
 
 Names, row orders and configurations are translated to Hugging Face's while loading, so nothing above this
 package knows where a tensor came from.

@@ -49,7 +49,7 @@ class Checkpoint(ABC):
     """An opened checkpoint. A context manager; arrays that were loaded outlive it."""
 
     format: str
-    """`safetensors`, `gguf` or `llama2.c`."""
+    """`safetensors`, `gguf`, `llama2.c`, `llama2.c training` or `meta`."""
 
     def __init__(
         self,

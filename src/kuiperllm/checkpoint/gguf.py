@@ -17,12 +17,12 @@ from kuiperllm.config import ModelConfig
 from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.quant import Scheme
 
-_MODEL_NAMES = {
+MODEL_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_LAYER_NAMES = {
+LAYER_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -112,7 +112,7 @@ def _translate(tensors: Mapping[str, GgufTensor], config: ModelConfig, path: Pat
 def _hugging_face_name(name: str, layers: int, path: Path) -> str:
     match = _NAME.fullmatch(name)
     layer = match and match["layer"]
-    known: Mapping[str, str] = _MODEL_NAMES if layer is None else _LAYER_NAMES
+    known: Mapping[str, str] = MODEL_NAMES if layer is None else LAYER_NAMES
     if match is None or match["part"] not in known:
         raise UnsupportedError(
             f"{path}: tensor {brief(name)} belongs to no part of the supported networks "

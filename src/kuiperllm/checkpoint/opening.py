@@ -1,4 +1,7 @@
-"""Opening a checkpoint of any format, which is recognised from content and never from a file's name."""
+"""Opening a checkpoint of any format, which is recognised from content and not from a file's name.
+
+Only where several files make up a checkpoint do names say which belong together.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,20 @@ from kuiperllm.checkpoint.mapping import MappedFile
 from kuiperllm.checkpoint.safetensors import INDEX_FILE, SINGLE_FILE, open_sharded, open_single
 from kuiperllm.errors import CheckpointError, UnsupportedError
 
-SUPPORTED = "safetensors, GGUF, llama2.c .bin"
+SUPPORTED = "safetensors, GGUF, llama2.c .bin, Meta's consolidated.NN.pth with params.json"
 MAX_FILES_LOOKED_AT = 1000
 
-# torch.save writes a ZIP archive, and before that a bare pickle.
-_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")
+_PICKLES = (b"\x80\x02", b"\x80\x04", b"\x80\x05")
 _PICKLE_REASON = "holds a Python pickle, which can run code and is never loaded; convert it to safetensors"
+# torch.save began with a pickled number before version 1.6, and writes a ZIP archive since.
+_TORCH = b"PK\x03\x04"
+_OLD_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_OLD_TORCH_REASON = (
+    "is in the format of torch.save before version 1.6, which is not supported; load and save it again with "
+    "a newer torch, or convert it to safetensors"
+)
+_PICKLE_KINDS = ("torch", "old torch", "pickle")
+_PARAMS_FILE = "params.json"  # of Meta; what reads its files is imported only where they are
 _GIT_LFS = b"version https://git-lfs"
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
 _FILE_SUFFIXES = (".gguf", ".bin", ".safetensors", ".pth", ".pt", ".json", ".model")
@@ -63,7 +74,7 @@ def _is_hub_id(source: str) -> bool:
 
 
 def recognise(path: Path) -> str | None:
-    """The format by the first bytes: `safetensors`, `gguf`, `llama2.c`, `pickle`, `git-lfs`, or None.
+    """The format by the first bytes: a checkpoint's, or `torch`, `old torch`, `pickle`, `git-lfs`, or None.
 
     Raises:
         CheckpointError: the file cannot be read or is empty.
@@ -76,6 +87,13 @@ def recognise(path: Path) -> str | None:
     # while neither of them can look like seven plausible sizes.
     if llama2c.parse_header(start) is not None:
         return "llama2.c"
+    # Before pickles: the length of a safetensors header may look like their first bytes.
+    if start[4:9] == b"\0\0\0\0{":
+        return "safetensors"
+    if start.startswith(_TORCH):
+        return "torch"
+    if start.startswith(_OLD_TORCH):
+        return "old torch"
     if start.startswith(_PICKLES):
         return "pickle"
     if start.startswith(_GIT_LFS):
@@ -94,6 +112,10 @@ def _open_file(path: Path, *, source: Path) -> Checkpoint:
         return GgufCheckpoint(path)
     if kind == "llama2.c":
         return Llama2cCheckpoint(path)
+    if kind == "torch":
+        return _open_torch(path)
+    if kind == "old torch":
+        raise UnsupportedError(f"{path}: {_OLD_TORCH_REASON}")
     if kind == "pickle":
         raise UnsupportedError(f"{path}: {_PICKLE_REASON}")
     if kind == "git-lfs":
@@ -101,14 +123,47 @@ def _open_file(path: Path, *, source: Path) -> Checkpoint:
     raise UnsupportedError(f"{path}: is no checkpoint of a known format; supported: {SUPPORTED}")
 
 
+def _open_torch(path: Path) -> Checkpoint:
+    """Open a file of torch.save: one of Meta's shards, with all the others, or llama2.c's checkpoint."""
+    from kuiperllm.checkpoint.meta import open_training, shard_names
+    from kuiperllm.checkpoint.torch_file import TorchFile
+
+    if shard_names([path.name]) and (path.parent / _PARAMS_FILE).exists():
+        checkpoint = _open_shards(path.parent)
+    else:
+        checkpoint = open_training(TorchFile(path))
+    if checkpoint is None:
+        raise UnsupportedError(
+            f"{path}: of torch.save's files, only Meta's consolidated.NN.pth with {_PARAMS_FILE} beside them "
+            "and llama2.c's training checkpoints are read; convert it to safetensors"
+        )
+    return checkpoint
+
+
+def _open_shards(folder: Path) -> Checkpoint | None:
+    """Open Meta's shards, whose first bytes are looked at before; None if there are none."""
+    from kuiperllm.checkpoint.meta import open_meta, shard_names
+
+    names = shard_names(_names(folder))
+    for path in (folder / name for name in names):
+        if (kind := recognise(path)) == "torch":
+            continue
+        if kind in ("old torch", "pickle", "git-lfs"):
+            return _open_file(path, source=folder)
+        raise CheckpointError(f"{path}: is no file of torch.save; copy or download it again")
+    return open_meta(folder, names) if names else None
+
+
 def _open_folder(folder: Path) -> Checkpoint:
     if (folder / SINGLE_FILE).exists():
         return _open_file(folder / SINGLE_FILE, source=folder)
     if (folder / INDEX_FILE).exists():
         return open_sharded(folder)
+    if (folder / _PARAMS_FILE).exists() and (checkpoint := _open_shards(folder)) is not None:
+        return checkpoint
     files = _recognised_files(folder)
-    pickles = [path for path, kind in files.items() if kind == "pickle"]
-    weights = [path for path, kind in files.items() if kind != "pickle"]
+    pickles = [path for path, kind in files.items() if kind in _PICKLE_KINDS]
+    weights = [path for path, kind in files.items() if kind not in _PICKLE_KINDS]
     if len(weights) == 1:
         return _open_file(weights[0], source=folder)
     if weights:
@@ -117,19 +172,25 @@ def _open_folder(folder: Path) -> Checkpoint:
             f"{folder}: holds {len(weights)} files with weights and no {INDEX_FILE}; "
             f"name one of them: {names}"
         )
+    if len(pickles) == 1:
+        return _open_file(pickles[0], source=folder)
     if pickles:
         raise UnsupportedError(f"{pickles[0]}: {_PICKLE_REASON}")
     raise CheckpointError(f"{folder}: holds no weights; supported: {SUPPORTED}")
 
 
-def _recognised_files(folder: Path) -> dict[Path, str]:
-    """The files of a folder whose content is known, with their format."""
+def _names(folder: Path) -> list[str]:
+    """The names of the first files of a folder."""
     try:
-        names = sorted(os.listdir(folder))
+        return sorted(os.listdir(folder))[:MAX_FILES_LOOKED_AT]
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
+def _recognised_files(folder: Path) -> dict[Path, str]:
+    """The files of a folder whose content is known, with their format."""
     found = {}
-    for path in (folder / name for name in names[:MAX_FILES_LOOKED_AT]):
+    for path in (folder / name for name in _names(folder)):
         if path.is_file() and path.stat().st_size and (kind := recognise(path)):
             found[path] = kind
     return found

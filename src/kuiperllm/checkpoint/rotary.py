@@ -15,3 +15,9 @@ def half_split_order(heads: int, head_dim: int) -> NDArray[np.intp]:
     """Row numbers [heads * head_dim] that take interleaved rows to half-split: `half_split = rows[order]`."""
     rows = np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2)
     return rows.transpose(0, 2, 1).reshape(-1)
+
+
+def interleaved_order(heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Row numbers [heads * head_dim] the other way: `interleaved = half_split[order]`."""
+    rows = np.arange(heads * head_dim).reshape(heads, 2, head_dim // 2)
+    return rows.transpose(0, 2, 1).reshape(-1)

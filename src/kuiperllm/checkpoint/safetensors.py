@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from kuiperllm.checkpoint.base import Checkpoint, TensorInfo, Weight, brief
 from kuiperllm.checkpoint.json_file import read_config, require_file
+from kuiperllm.checkpoint.quantized import read_contents
 from kuiperllm.checkpoint.safetensors_file import Entry, SafetensorsFile
 from kuiperllm.config import GenerationDefaults, ModelConfig
-from kuiperllm.errors import CheckpointError, UnsupportedError
+from kuiperllm.errors import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -25,31 +29,45 @@ class SafetensorsCheckpoint(Checkpoint):
         files: file of each tensor, by tensor name.
 
     Raises:
-        CheckpointError: config.json is missing.
+        CheckpointError: config.json is missing, or the parts of a quantized matrix do not fit together.
         ConfigError: config.json or generation_config.json cannot be understood.
-        UnsupportedError: the network needs something that is not implemented.
+        UnsupportedError: the network, or how it is quantized, needs something that is not implemented.
     """
 
     format = "safetensors"
 
     def __init__(self, path: Path, folder: Path, files: Mapping[str, SafetensorsFile]) -> None:
-        config = _read_model_config(folder)
-        names = [name for name in files if not (config.tie_word_embeddings and name == "lm_head.weight")]
-        infos = {name: files[name].entries[name].info for name in names}
-        super().__init__(path, config, infos, generation=_read_generation_defaults(folder))
-        self._files = {name: files[name] for name in names}
+        raw, where = _read_config(folder)
+        config = ModelConfig.from_hf(raw, where=where)
+        used = [name for name in files if not (config.tie_word_embeddings and name.startswith("lm_head."))]
+        contents = read_contents(raw, {name: files[name].entries[name].info for name in used}, where)
+        infos = [*contents.plain.values(), *(matrix.info for matrix in contents.matrices.values())]
+        super().__init__(
+            path, config, {info.name: info for info in infos}, generation=_read_generation_defaults(folder)
+        )
+        self._files = files
+        self._matrices = contents.matrices
 
     def _load(self, info: TensorInfo) -> Weight:
-        source, entry = self._find(info)
-        return source.file.array(entry.offset, entry.dtype, info.shape)
+        matrix = self._matrices.get(info.name)
+        if matrix is None:
+            return self._array(info.name)
+        arrays = {suffix: self._array(name) for suffix, name in matrix.parts.items()}
+        return matrix.load(arrays, str(self.path))
+
+    def _array(self, name: str) -> NDArray[Any]:
+        source, entry = self._find(name)
+        return source.file.array(entry.offset, entry.dtype, entry.info.shape)
 
     def _release(self, info: TensorInfo) -> None:
-        source, entry = self._find(info)
-        source.file.release(entry.offset, info.nbytes)
+        matrix = self._matrices.get(info.name)
+        for name in (info.name,) if matrix is None else matrix.parts.values():
+            source, entry = self._find(name)
+            source.file.release(entry.offset, entry.info.nbytes)
 
-    def _find(self, info: TensorInfo) -> tuple[SafetensorsFile, Entry]:
-        source = self._files[info.name]
-        return source, source.entries[info.name]
+    def _find(self, name: str) -> tuple[SafetensorsFile, Entry]:
+        source = self._files[name]
+        return source, source.entries[name]
 
     def close(self) -> None:
         """Give up the files; loading from them is an error from here on."""
@@ -113,16 +131,10 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_model_config(folder: Path) -> ModelConfig:
+def _read_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """The contents of config.json, and what to call it."""
     path = require_file(folder / "config.json", "it describes the network and must lie beside the weights")
-    raw = read_config(path)
-    if (quantization := raw.get("quantization_config")) is not None:
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise UnsupportedError(
-            f"{path}: weights quantized with {brief(method)} are not supported; use the original checkpoint, "
-            "or GGUF Q8_0"
-        )
-    return ModelConfig.from_hf(raw, where=str(path))
+    return read_config(path), str(path)
 
 
 def _read_generation_defaults(folder: Path) -> GenerationDefaults:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kuiperllm.cli import bench, chat, compare, doctor, generate, info, perplexity, serve, tokenize
+from kuiperllm.cli import bench, chat, compare, doctor, export, generate, info, perplexity, serve, tokenize
 from kuiperllm.cli.output import write
 
 app = typer.Typer(
@@ -49,6 +49,7 @@ _add(chat.chat, chat)
 _add(serve.serve, serve)
 _add(info.info, info)
 _add(tokenize.tokenize, tokenize)
+_add(export.export, export)
 _add(bench.bench, bench)
 _add(perplexity.perplexity, perplexity)
 _add(compare.compare, compare)

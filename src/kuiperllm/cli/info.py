@@ -82,10 +82,12 @@ def _tensors(checkpoint: Checkpoint) -> dict[str, Any]:
     by_dtype: Counter[str] = Counter()
     for tensor in infos:
         by_dtype[tensor.dtype] += prod(tensor.shape)
+    counts = Counter(tensor.dtype for tensor in infos)
     return {
         "tensors": len(infos),
         "parameters": sum(by_dtype.values()),
         "parameters_by_dtype": dict(by_dtype.most_common()),
+        "tensors_by_dtype": {dtype: counts[dtype] for dtype, _ in by_dtype.most_common()},
         "file_bytes": sum(tensor.nbytes for tensor in infos),
     }
 
@@ -126,12 +128,16 @@ def _memory(checkpoint: Checkpoint, engine: EngineOptions) -> dict[str, Any]:
 def _rows(facts: dict[str, Any]) -> list[tuple[str, object]]:
     from kuiperllm.core.memory import format_bytes
 
-    dtypes = ", ".join(f"{_count(n)} {dtype}" for dtype, n in facts["parameters_by_dtype"].items())
+    dtypes = ", ".join(
+        f"{dtype}: {_count(n)} in {facts['tensors_by_dtype'][dtype]}"
+        for dtype, n in facts["parameters_by_dtype"].items()
+    )
     rows: list[tuple[str, object]] = [
         (name, facts[name]) for name in ("model", "path", "format", "architecture")
     ]
     rows += [
-        ("parameters", f"{_count(facts['parameters'])} in {facts['tensors']} tensors ({dtypes})"),
+        ("parameters", f"{_count(facts['parameters'])} in {facts['tensors']} tensors"),
+        ("stored as", dtypes),
         ("size", format_bytes(facts["file_bytes"])),
     ]
     config = {k: v for k, v in facts["config"].items() if k != "model_type"}

@@ -55,6 +55,22 @@ def postponed() -> Iterator[None]:
 
 
 @contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP leave the block as Ctrl-C does, so that what it has begun is cleaned up."""
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def not_lost() -> Iterator[None]:
     """Repeat a Ctrl-C that comes in a finalizer, where Python would print and forget it."""
     previous = sys.unraisablehook

@@ -20,11 +20,10 @@ from kuiperllm.engine.newest import Newest, TokenRing
 from kuiperllm.engine.rows import PARAMETERS, Rows
 from kuiperllm.engine.scheduler import Step
 from kuiperllm.models import Decoder
-from kuiperllm.ops.advance_step import advance_step
 from kuiperllm.ops.attention import Batch
 from kuiperllm.ops.greedy_step import greedy_step
 from kuiperllm.ops.pick_tokens import pick_tokens
-from kuiperllm.ops.sample import sample
+from kuiperllm.ops.sample_step import sample_step
 
 Choice = Literal["greedy", "sample"]
 """How a step chooses tokens: the most likely one for all, or as each sequence's parameters say."""
@@ -144,4 +143,5 @@ class DecodeState:
         if choice == "greedy":
             greedy_step(logits, *state)
         elif choice == "sample":
-            advance_step(sample(logits, **self.draws), *state)
+            temperature, top_k, top_p, min_p, seeds = (self.draws[name] for name in PARAMETERS)
+            sample_step(logits, temperature, top_k, top_p, min_p, seeds, *state)

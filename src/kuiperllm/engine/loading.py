@@ -115,21 +115,38 @@ def open_tokenizer(checkpoint: Checkpoint, tokenizer: str | Path | None = None) 
     Raises:
         TokenizerError: there is none, or it is damaged.
     """
+    source = tokenizer_source(checkpoint, tokenizer)
+    return tokenizer_from_gguf(checkpoint.metadata) if source is None else load_tokenizer(source)
+
+
+def tokenizer_source(checkpoint: Checkpoint, tokenizer: str | Path | None = None) -> Path | None:
+    """The file or folder that a tokenizer is read from: as named, or the checkpoint's own; None: inside it.
+
+    Raises:
+        TokenizerError: there is none.
+    """
     if tokenizer is not None:
-        return load_tokenizer(Path(tokenizer))
+        return Path(tokenizer)
     if "tokenizer.ggml.model" in checkpoint.metadata:
-        return tokenizer_from_gguf(checkpoint.metadata)
+        return None
     path = checkpoint.path
     if path.is_dir():
-        return load_tokenizer(path)
+        return _beside_or_above(path) if checkpoint.format == "meta" else path
     if checkpoint.format == "safetensors":
-        return load_tokenizer(path.parent)
+        return path.parent
     for name in ("tokenizer.bin", "tokenizer.model"):
         if (path.parent / name).is_file():
-            return load_tokenizer(path.parent / name)
+            return path.parent / name
     raise TokenizerError(
         f"{path}: there is no tokenizer.bin or tokenizer.model beside it; name one with --tokenizer"
     )
+
+
+def _beside_or_above(folder: Path) -> Path:
+    """Where the tokenizer of Meta's weights lies: beside them, or one folder above as with Llama 1 and 2."""
+    above = folder.resolve().parent / "tokenizer.model"
+    has_own = any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
+    return above if not has_own and above.is_file() else folder
 
 
 def _chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:

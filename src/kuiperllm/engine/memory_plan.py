@@ -12,6 +12,8 @@ from kuiperllm.core import Device, DType
 from kuiperllm.core.memory import MemoryInfo, format_bytes
 from kuiperllm.engine.kv_cache import bytes_per_token
 from kuiperllm.errors import OutOfMemoryError
+from kuiperllm.layers.weights import UNPACKED
+from kuiperllm.ops.linear import can_be_kept
 from kuiperllm.quant import AT_LOAD
 
 log = logging.getLogger(__name__)
@@ -157,8 +159,11 @@ def _packed_bytes(info: TensorInfo, engine: EngineConfig) -> int:
     elements = math.prod(info.shape)
     if len(info.shape) < 2:
         return 4 * elements
-    if info.scheme is not None:
+    columns = info.shape[1]
+    if info.scheme is not None and can_be_kept(info.scheme, columns):
         return info.scheme.nbytes(*info.shape)
-    if engine.quantizes and info.shape[1] % 32 == 0:
+    if info.scheme is None and engine.quantizes and columns % 32 == 0:
         return AT_LOAD[str(engine.quant)](32).nbytes(*info.shape)
-    return elements * (DType(info.dtype) if engine.dtype == "auto" else DType(engine.dtype)).itemsize
+    if engine.dtype != "auto":
+        return elements * DType(engine.dtype).itemsize
+    return elements * (UNPACKED if info.scheme is not None else DType(info.dtype)).itemsize

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _PIECE_BYTES = 8 << 20
 _GROUP_SIZES = (128, 64, 32)
+UNPACKED = DType.bfloat16
+"""What quantized matrices are kept in that no kernel takes as they are."""
 
 Progress = Callable[[int, int], None]
 """Told of progress as (bytes done, bytes in all), as the file counts them."""
@@ -166,7 +168,7 @@ class WeightLoader:
                 columns, "rows of %d weights in groups of %d are not multiplied as such; they are unpacked",
                 part.group_size,
             )  # fmt: skip
-            return self.dtype or DType.bfloat16
+            return self.dtype or UNPACKED
         if self.quant is not None:
             groups = (group for group in _GROUP_SIZES if group <= self.group_size)
             schemes = (AT_LOAD[self.quant](group) for group in groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 
 from kuiperllm.checkpoint import Checkpoint
 from kuiperllm.config import ModelConfig
@@ -12,7 +13,7 @@ from kuiperllm.errors import UnsupportedError
 from kuiperllm.layers import ShapeChecker, WeightLoader
 from kuiperllm.models.decoder import Decoder
 
-__all__ = ["Decoder", "build_model", "check_model", "supported_models"]
+__all__ = ["Decoder", "build_model", "check_model", "model_tensors", "supported_models"]
 
 
 def supported_models() -> list[str]:
@@ -51,3 +52,35 @@ def _build(config: ModelConfig, weights: WeightLoader) -> Decoder:
     model = importlib.import_module(f"{__name__}.{config.model_type}").build(config, weights)
     assert isinstance(model, Decoder)
     return model
+
+
+def model_tensors(config: ModelConfig, checkpoint: Checkpoint, device: Device) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a model asks for, in the order in which it loads them.
+
+    Raises:
+        UnsupportedError: its `model_type` is not supported.
+        CheckpointError: a tensor is missing or has the wrong shape.
+    """
+    checker = _Recorder(checkpoint, device)
+    check_model(config, checkpoint, device)
+    _build(config, checker)
+    return checker.shapes
+
+
+class _Recorder(ShapeChecker):
+    """Writes down what is asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, device: Device) -> None:
+        super().__init__(checkpoint, device)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+
+    def expect_vector(self, name: str, size: int) -> None:
+        """Note a vector's shape."""
+        self.shapes[name] = (size,)
+
+    def expect_matrix(self, names: Sequence[str], sizes: Sequence[int], columns: int, *, bias: bool) -> None:
+        """Note the shapes of matrices, and of their biases."""
+        for name, size in zip(names, sizes, strict=True):
+            self.shapes[f"{name}.weight"] = (size, columns)
+            if bias:
+                self.shapes[f"{name}.bias"] = (size,)

@@ -69,22 +69,35 @@ struct Span {
     }
 };
 
-// Calls use(logit, id) for the tokens of a span, spread over the lanes of a warp; also for some beside the row: NaN.
-template <typename Use> DEVICE void for_each_token(const Row& row, Span span, Use use) {
-    constexpr int BATCH = 4;  // vectors that a lane fetches at once
-    for (int start = span.begin + (threadIdx.x & 31); start < span.end; start += 32 * BATCH) {
-        float4 x[BATCH];
+// The tokens of a span, spread over the lanes of a warp. The first ones are on their way when this has been made.
+struct Tokens {
+    static constexpr int BATCH = 4;  // vectors that a lane fetches at once
+    const Row& row;
+    int next, end;
+    float4 x[BATCH];
+
+    DEVICE Tokens(const Row& row_, Span span) : row(row_), next(span.begin + (threadIdx.x & 31)), end(span.end) { load(); }
+
+    DEVICE void load() {
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
-            if (start + 32 * i < span.end) x[i] = row.load(start + 32 * i);
-        }
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            int vector = start + 32 * i, id = row.first_id(vector);
-            if (vector < span.end) use(x[i].x, id), use(x[i].y, id + 1), use(x[i].z, id + 2), use(x[i].w, id + 3);
+            if (next + 32 * i < end) x[i] = row.load(next + 32 * i);
         }
     }
-}
+    // Calls use(logit, id) for each; also for some beside the row: NaN.
+    template <typename Use> DEVICE void for_each(Use use) {
+        while (next < end) {
+#pragma unroll
+            for (int i = 0; i < BATCH; i++) {
+                int vector = next + 32 * i, id = row.first_id(vector);
+                if (vector < end) use(x[i].x, id), use(x[i].y, id + 1), use(x[i].z, id + 2), use(x[i].w, id + 3);
+            }
+            next += 32 * BATCH;
+            load();
+        }
+    }
+};
+template <typename Use> DEVICE void for_each_token(const Row& row, Span span, Use use) { Tokens(row, span).for_each(use); }
 
 // --- across blocks ------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from kuiperllm.quant.codes import CodeLayout, Codes, Plane
 from kuiperllm.quant.q8 import int8_tensor, quantize_q8
+from kuiperllm.quant.rounding import quantize
 from kuiperllm.quant.scheme import AT_LOAD, SUPER_BLOCK, Coding, Scheme, q4, q8
 from kuiperllm.quant.tensor import QuantTensor, concatenate
 
@@ -18,5 +19,6 @@ __all__ = [
     "int8_tensor",
     "q4",
     "q8",
+    "quantize",
     "quantize_q8",
 ]

@@ -60,6 +60,19 @@ NIBBLES = CodeLayout(2, 1, (Plane(0, 4),))
 """Two codes in a byte, the first in its low half."""
 
 
+def dense_layout(bits: int) -> CodeLayout:
+    """A layout without gaps: bytes, nibbles, or for odd numbers of bits planes of 32 columns."""
+    if bits in (4, 8):
+        return NIBBLES if bits == 4 else BYTES
+    planes, offset, rest = [], 0, bits
+    for width in (4, 2, 1):
+        if rest >= width:
+            planes.append(Plane(offset, width))
+            offset += planes[-1].bytes_of(32)
+            rest -= width
+    return CodeLayout(32, offset, tuple(planes))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Codes:
     """The codes of a matrix [N, K].
@@ -153,7 +166,9 @@ def _unpack_plane(blocks: NDArray[np.uint8], plane: Plane, block_size: int) -> N
     if plane.bits == 8:
         return stored
     per_byte = 8 // plane.bits
-    runs = stored.reshape(*stored.shape[:2], -1, 1, plane.run)
-    shifts = (np.arange(per_byte, dtype=np.uint8) * np.uint8(plane.bits))[:, None]
-    spread = (runs >> shifts) & np.uint8((1 << plane.bits) - 1)
+    runs = stored.reshape(*stored.shape[:2], -1, plane.run)
+    spread = np.empty((*runs.shape[:3], per_byte, plane.run), np.uint8)
+    for i in range(per_byte):  # a loop, because NumPy is slow where a last dimension is 1
+        np.right_shift(runs, np.uint8(i * plane.bits), out=spread[:, :, :, i])
+    spread &= np.uint8((1 << plane.bits) - 1)
     return spread.reshape(*stored.shape[:2], block_size)

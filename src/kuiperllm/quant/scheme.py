@@ -69,6 +69,13 @@ class Scheme:
         return self.scale is DType.int8
 
     @property
+    def multipliers(self) -> tuple[int, int]:
+        """The least and the largest scale of type int8, as GGUF packs them; minimums go from 0 on."""
+        if self.coding == "minimum":
+            return 0, 15 if self.bits == 2 else 63
+        return (-32, 31) if self.bits == 3 else (-128, 127)
+
+    @property
     def columns_unit(self) -> int:
         """What the number of columns must be a multiple of."""
         return SUPER_BLOCK if self.has_super_blocks else self.group_size

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from kuiperllm.quant.codes import BYTES, NIBBLES, CodeLayout, Codes, Plane
+from kuiperllm.quant.codes import CodeLayout, Codes, dense_layout
 from kuiperllm.quant.scheme import SUPER_BLOCK, Scheme
 from kuiperllm.quant.tensor import QuantTensor
 
@@ -67,19 +67,6 @@ def random_tensor(
     )
 
 
-def dense_layout(bits: int) -> CodeLayout:
-    """A layout without gaps: bytes, nibbles, or for odd numbers of bits planes of 32 columns."""
-    if bits in (4, 8):
-        return NIBBLES if bits == 4 else BYTES
-    planes, offset, rest = [], 0, bits
-    for width in (4, 2, 1):
-        if rest >= width:
-            planes.append(Plane(offset, width))
-            offset += planes[-1].bytes_of(32)
-            rest -= width
-    return CodeLayout(32, offset, tuple(planes))
-
-
 def _bytes(rng: np.random.Generator, rows: int, row_bytes: int, *, cheap: bool) -> NDArray[np.uint8]:
     if not cheap or rows * row_bytes <= _PERIOD:
         return rng.integers(0, 256, (rows, row_bytes), np.uint8)
@@ -126,16 +113,9 @@ def _scales(
         sizes *= np.where(np.resize(rng.random(997), shape) < 0.5, -1, 1)
     if not scheme.has_super_blocks:
         return (sizes * of_code).astype(scheme.scale.numpy), None
-    multiplier = _typical_multiplier(scheme)
+    multiplier = scheme.multipliers[1] // 1.5  # in the middle of what there is
     of_multiplier = near_one(super_shape) * (of_code / multiplier)
     return np.rint(sizes * multiplier).astype(np.int8), of_multiplier.astype(np.float16)
-
-
-def _typical_multiplier(scheme: Scheme) -> int:
-    """A multiplier in the middle of what the GGUF type with this scheme can store."""
-    if scheme.coding == "minimum":
-        return 10 if scheme.bits == 2 else 42
-    return 20 if scheme.bits == 3 else 84
 
 
 def _zeros(
@@ -156,4 +136,4 @@ def _zeros(
     if super_scales is None:
         return (scales.astype(np.float64) * mean * share).astype(scheme.scale.numpy), None
     super_zeros = (super_scales.astype(np.float64) * mean).astype(np.float16)
-    return np.clip(np.rint(scales * share), 0, 15 if scheme.bits == 2 else 63).astype(np.int8), super_zeros
+    return np.clip(np.rint(scales * share), 0, scheme.multipliers[1]).astype(np.int8), super_zeros

@@ -62,9 +62,13 @@ class PipelineTokenizer(Tokenizer):
     def __init__(self, native: tokenizers.Tokenizer, rules: PieceRules, **description: Any) -> None:
         super().__init__(strips_leading_space=rules.strips_leading_space, **description)
         self._native = native
-        self._rules = rules
+        self.rules = rules
         self._added = {i: token.content for i, token in native.get_added_tokens_decoder().items()}
         self._lock = Lock()  # whether special tokens are parsed is a state of the native object
+
+    def definition(self) -> dict[str, Any]:
+        """The pipeline in the form of a tokenizer.json."""
+        return dict(json.loads(self._native.to_str()))
 
     def _encode(self, text: str, parse_special: bool) -> list[int]:
         with self._lock, native_errors(f"{self.kind} cannot encode the text"):
@@ -77,7 +81,7 @@ class PipelineTokenizer(Tokenizer):
         if added is not None:
             return added.encode("utf-8")
         piece = self._native.id_to_token(token_id)
-        return b"" if piece is None else self._rules.bytes_of(piece)
+        return b"" if piece is None else self.rules.bytes_of(piece)
 
 
 def add_tokens(native: tokenizers.Tokenizer, added: Iterable[AddedToken], where: str) -> None:

@@ -43,6 +43,7 @@ class SentencePieceTokenizer(Tokenizer):
             strips_leading_space=model.add_dummy_prefix and not model.whitespace_as_suffix,
             **description,
         )
+        self.model = model
         self._pieces = model.pieces
         self._native = SentencePieceProcessor()
         with native_errors(where):

@@ -59,6 +59,31 @@ template <> DEVICE float2 unpack2<f16>(unsigned pair) {
     return y;
 }
 
+// Of two pairs of elements and a third: a b + c, rounded once.
+template <typename T> DEVICE unsigned fma2(unsigned a, unsigned b, unsigned c);
+template <> DEVICE unsigned fma2<bf16>(unsigned a, unsigned b, unsigned c) {
+    unsigned y;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+template <> DEVICE unsigned fma2<f16>(unsigned a, unsigned b, unsigned c) {
+    unsigned y;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+
+// (a & mask) | bits, and with ^ in the place of |: one instruction each, which the compiler splits if two of three are constants.
+DEVICE unsigned and_or(unsigned a, unsigned mask, unsigned bits) {
+    unsigned y;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(a), "r"(mask), "r"(bits));
+    return y;
+}
+DEVICE unsigned and_xor(unsigned a, unsigned mask, unsigned bits) {
+    unsigned y;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(y) : "r"(a), "r"(mask), "r"(bits));
+    return y;
+}
+
 // --- dependent launch: a kernel may start while the one in front of it still runs ------------------------------
 
 // Let the next kernel start. It waits for this one's end before it uses what this one writes.
@@ -90,9 +115,16 @@ DEVICE void copy_async_or_zero(void* shared, const void* global, bool valid) {
 DEVICE void copy_async_word(void* shared, const void* global, int bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 }
+// The same of eight bytes.
+DEVICE void copy_async_eight(void* shared, const void* global, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+}
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most N of this thread's committed groups are still under way.
 template <int N> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+// Let the 128 bytes that hold an address come to the second-level cache.
+DEVICE void fetch_to_cache(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 #endif  // KUIPER_EMULATED
 
@@ -134,6 +166,9 @@ template <int WIDTH = 32, typename V, typename Op> DEVICE V warp_reduce(V value,
 }
 DEVICE float warp_sum(float value) { return warp_reduce(value, Sum()); }
 DEVICE float warp_max(float value) { return warp_reduce(value, Max()); }
+
+// The largest of all lanes, in one instruction; floats that are not negative have the order of their bits.
+DEVICE unsigned warp_max_bits(unsigned value) { return __reduce_max_sync(WARP_ALL, value); }
 
 // Over a block of WARPS warps; every thread gets the result. `scratch` holds WARPS values and may be reused after
 // the next __syncthreads().

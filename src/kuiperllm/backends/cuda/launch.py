@@ -43,9 +43,6 @@ __all__ = [
 Argument = Tensor | int | float | bytes | None
 """What a kernel takes: a tensor's address (None: no tensor), a number, a tensor map."""
 
-_UNASKED_SHARED_BYTES = 48 << 10
-"""Shared memory that a block may have without asking for more."""
-
 _TENSOR_MAP_BYTES = 128
 _MAX_ALIGNMENT = 64
 # struct code, bytes, alignment
@@ -159,7 +156,7 @@ class _Loaded:
         self._types = types
         self.function = function
         self.overlap = driver.chip.has_dependent_launch
-        self.free_shared = _UNASKED_SHARED_BYTES - driver.resources(function).shared_bytes
+        self.free_shared = 0  # a little is asked for, too: the first-level cache gives way to it
         layout, offsets = argument_layout(types)
         self.block = ctypes.create_string_buffer(struct.calcsize(layout) + _MAX_ALIGNMENT)
         start = -ctypes.addressof(self.block) % _MAX_ALIGNMENT

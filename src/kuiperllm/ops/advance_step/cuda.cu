@@ -10,7 +10,7 @@ advance_step(const int* tokens, int* input_ids, int* positions, int* seq_lens, l
     BatchState state = {input_ids, positions, seq_lens, slot_mapping, block_table, history, step,
                         width, table_stride, block_size, rows, history_stride};
     int now = *step;
-    for (int s = threadIdx.x; s < sequences; s += blockDim.x) state.advance(s, tokens[s], now);
+    for (int s = threadIdx.x; s < sequences; s += blockDim.x) state.advance(s, tokens[s], state.next(s, now));
     __syncthreads();
     if (threadIdx.x == 0) state.count_step(now);
 }

@@ -15,7 +15,12 @@ from kuiperllm.errors import ShapeError
 from kuiperllm.ops.attention import Batch, cuda_hopper
 from kuiperllm.ops.attention.cache import LayerCache
 from kuiperllm.ops.attention.cuda_decode import decode_mma, decode_scalar, merge_parts, parts_for
-from kuiperllm.ops.attention.cuda_layout import is_aligned, lanes, takes_tensor_cores
+from kuiperllm.ops.attention.cuda_layout import (
+    decodes_on_tensor_cores,
+    is_aligned,
+    lanes,
+    takes_tensor_cores,
+)
 from kuiperllm.ops.contract import ACTIVATIONS
 
 DTYPES = ACTIVATIONS
@@ -75,16 +80,16 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Ten
     else:
         sequences = batch.seq_lens.shape[0]
         run = cuda_hopper.prefill if USE_HOPPER and cuda_hopper.can_take(q, cache) else _prefill
-        run(q, cache, batch, scale, out, skip_single=sequences > 1)
-        if sequences > 1:
+        apart = sequences > 1 and decodes_on_tensor_cores(q.dtype, cache)
+        run(q, cache, batch, scale, out, skip_single=apart)
+        if apart:
             decode_mma(q, cache, batch, scale, out[:, None])
 
 
 def _decode(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Tensor) -> None:
     sequences, table_width = batch.block_table.shape
     tokens, heads, head_dim = q.shape
-    uses_tensor_cores = takes_tensor_cores(q.dtype, cache)
-    run = decode_mma if uses_tensor_cores else decode_scalar
+    run = decode_mma if decodes_on_tensor_cores(q.dtype, cache) else decode_scalar
     blocks = sequences * cache.num_kv_heads
     parts = parts_for(chip(q.device).multiprocessors, blocks, table_width * cache.block_size)
     if parts == 1 or tokens != sequences:

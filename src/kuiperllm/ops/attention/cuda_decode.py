@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache as remembered
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from kuiperllm.backends.cuda.launch import Kernel, chip, launch
+from kuiperllm.backends.cuda.launch import Kernel, launch
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.attention.cache import LayerCache
 
@@ -22,11 +22,9 @@ if TYPE_CHECKING:
 _FOLDER = Path(__file__).parent
 _MOST_PARTS = 64
 _PART_TOKENS = 128  # a part is not worth a block below this
-_STAGED_BYTES = 104 << 10  # under way to a block: two blocks, or one and a GEMV, fit on a multiprocessor
-_SHORT_TOKENS = 2048  # of capacity: beyond, a block has a multiprocessor, and all its memory, for itself
-_MOST_STAGES = 10
-_OTHER_SHARED_BYTES = 10 << 10  # static shared memory, and what the driver keeps
-_MAX_HEADS = 16  # rows of a tensor-core tile
+_MAX_HEADS = 8  # of a block on tensor cores: columns of a tile
+_HELD_ELEMENTS = 256  # of keys, and of values, in one of 8 lanes: what registers have room for
+_VERY_EARLY = 1 << 30  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +35,23 @@ class Newest:
     q_norm: Tensor | None
     k_norm: Tensor | None
     eps: float
+
+
+class Tuning(NamedTuple):
+    """How `decode_mma` works; decode_mma.cu has the words."""
+
+    warps: int
+    tiles: int
+    """8 tokens each that a warp has in its registers: 1, 2 or 4."""
+    fetch: int
+    """Steps behind these that are on their way to the second-level cache."""
+    early: int | None
+    """Steps of each warp that may not have been asked for when the next kernel starts; None: all."""
+
+
+def tuning_for(head_dim: int) -> Tuning:
+    """What is best as a rule."""
+    return Tuning(8 if head_dim <= 128 else 4, max(1, min(4, _HELD_ELEMENTS // head_dim & -2)), 1, 0)
 
 
 def parts_for(multiprocessors: int, blocks: int, capacity: int) -> int:
@@ -58,8 +73,9 @@ def decode_mma(
     out: Tensor,
     stats: Tensor | None = None,
     newest: Newest | None = None,
+    tuning: Tuning | None = None,
 ) -> None:
-    """Attention of the newest token of each sequence on tensor cores; types as `takes_tensor_cores` says.
+    """Attention of the newest token of each sequence; types as `decodes_on_tensor_cores` says.
 
     Args:
         q: [T, H, d]; with `newest` raw queries, keys and values [S, (H + 2K) d], whose keys and values are
@@ -70,25 +86,24 @@ def decode_mma(
         out: [T, parts, H, d].
         stats: float32 [T, parts, H, 2]; None if there is one part.
         newest: how to prepare what q holds.
+        tuning: how to work (default: the rule's).
     """
-    heads, head_dim = out.shape[2:]
+    parts, heads, head_dim = out.shape[1:]
     group = heads // cache.num_kv_heads
-    device = chip(q.device)
-    warps = 4 if head_dim <= 128 else 2
-    stage_bytes = warps * 2 * 16 * (-(-head_dim // 16) * 16 + 8) * q.itemsize
-    room = device.max_shared_bytes - _OTHER_SHARED_BYTES
-    if batch.block_table.shape[1] * cache.block_size <= _SHORT_TOKENS:
-        room = min(room, _STAGED_BYTES)
-    stages = max(2, min(_MOST_STAGES, room // stage_bytes))
+    warps, tiles, fetch, early = tuning or tuning_for(head_dim)
     rows = min(group, _MAX_HEADS)
     kernel = _decode_mma(
-        q.dtype, head_dim, cache.block_size, rows, warps, stages, newest is not None, _ahead(batch, newest)
-    )
-    sequences = batch.seq_lens.shape[0]
+        q.dtype, head_dim, cache.block_size, rows, warps, tiles, fetch, newest is not None,
+        _ahead(batch, newest),
+    )  # fmt: skip
+    sequences, table_width = batch.block_table.shape
+    capacity = table_width * cache.block_size
     launch(
-        kernel, (sequences, cache.num_kv_heads * -(-group // rows), out.shape[1]), warps * 32,
+        kernel, (sequences, cache.num_kv_heads * -(-group // rows), parts), warps * 32,
         *_operands(q, cache, batch, out, stats, newest), heads, cache.num_kv_heads,
-        *_sizes(q, batch, out, newest, scale), shared=stages * stage_bytes,
+        newest.cos_sin.shape[0] if newest else 0, capacity,
+        _VERY_EARLY if early is None else min(early * parts * warps * tiles * 8, _VERY_EARLY),
+        *_strides(q, batch, out, newest, scale), shared=warps * -(-head_dim // 64) * 2048,
     )  # fmt: skip
 
 
@@ -118,7 +133,7 @@ def decode_scalar(
     launch(
         kernel, (tokens, heads // rows, out.shape[1]), warps * 32,
         *_operands(q, cache, batch, out, stats, newest), sequences, heads, cache.num_kv_heads,
-        *_sizes(q, batch, out, newest, scale),
+        newest.cos_sin.shape[0] if newest else 0, *_strides(q, batch, out, newest, scale),
     )  # fmt: skip
 
 
@@ -151,14 +166,12 @@ def _operands(
     return q, cache.keys, cache.values, *of_batch, out, stats, *of_new
 
 
-def _sizes(
+def _strides(
     q: Tensor, batch: Batch, out: Tensor, newest: Newest | None, scale: float
 ) -> tuple[int | float, ...]:
-    positions, row, eps = (
-        (newest.cos_sin.shape[0], newest.cos_sin.strides[0], newest.eps) if newest else (0, 0, 0.0)
-    )
+    row, eps = (newest.cos_sin.strides[0], newest.eps) if newest else (0, 0.0)
     q_head = out.shape[3] if newest else q.strides[1]
-    return positions, q.strides[0], q_head, *out.strides[:3], batch.block_table.strides[0], row, scale, eps
+    return q.strides[0], q_head, *out.strides[:3], batch.block_table.strides[0], row, scale, eps
 
 
 @remembered
@@ -168,13 +181,14 @@ def _decode_mma(
     block_size: int,
     heads: int,
     warps: int,
-    stages: int,
+    tiles: int,
+    fetch: int,
     fused: bool,
     ahead: bool,
 ) -> Kernel:
     return Kernel(
         _FOLDER / "decode_mma.cu", "decode_mma", T=dtype, C=dtype, D=head_dim, BLOCK=block_size, HEADS=heads,
-        WARPS=warps, STAGES=stages, FUSED=fused, AHEAD=ahead,
+        WARPS=warps, TILES=tiles, FETCH=fetch, FUSED=fused, AHEAD=ahead,
     )  # fmt: skip
 
 

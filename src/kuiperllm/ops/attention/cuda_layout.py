@@ -25,6 +25,11 @@ def takes_tensor_cores(dtype: DType, cache: LayerCache) -> bool:
     )
 
 
+def decodes_on_tensor_cores(dtype: DType, cache: LayerCache) -> bool:
+    """The same for the kernel for single tokens, which wants both halves of a head to be whole vectors."""
+    return takes_tensor_cores(dtype, cache) and cache.head_dim % 16 == 0
+
+
 def is_aligned(x: Tensor) -> bool:
     """Whether vector loads of the heads of x [T, H, d] are aligned, or heads are too odd for vectors."""
     head_dim = x.shape[-1]

@@ -1,181 +1,416 @@
-// Attention of the newest token of each sequence, on tensor cores: a block takes up to 16 query heads of a sequence that
-// share a key/value head, and one part of the context. Each warp goes through every WARPS-th strip of 16 tokens by itself,
-// with STAGES of them in its own shared memory or on their way there; what the warps have seen is merged at the end. This
-// reads each key and value once and keeps enough bytes under way to be bound by memory alone.
+// Attention of the newest token of each sequence, on tensor cores: a block takes up to 8 query heads of a sequence that
+// share a key/value head, and one part of the context. It needs little shared memory, so that it fits on a multiprocessor
+// beside the product in front of it and the one behind it, and asks for its first keys and values while the former works.
 //
-//   T, C, D, BLOCK  as in head.cuh and tiles.cuh (C = T); BLOCK is a multiple of 16: no strip crosses blocks of the cache
-//   HEADS           query heads of a block, 1 ... 16
+// Keys and values go from memory to registers, in the order in which tensor cores want them. With g = lane / 4 and
+// t = lane % 4:
+//   * a product of queries (16 rows, of which 8 are used) and keys (columns) runs over elements of a head in any order, if it
+//     is the same for both: a lane brings pieces of 16 bytes of the key of token g, and has the same pieces of query g;
+//   * its result has query g and tokens 2t, 2t + 1 in a lane, and that is how weights are wanted as the second operand of
+//     values (rows are elements of a head, columns of the product are queries): a lane brings pieces of the values of tokens
+//     2t and 2t + 1, and pairs them up.
+// Steps of 8 * TILES tokens are dealt out, one by one, to the first warps of all parts, their second warps, and so on, and
+// round again. So shares are equal, and a warp knows which entries of the block table it needs before it knows how long the
+// context is.
+//
+//   T, C, D, BLOCK  as in head.cuh (C = T); D is a multiple of 16, BLOCK of 16 and of 8 * TILES or a divisor of it
+//   HEADS           query heads of a block, 1 ... 8
+//   WARPS, TILES    warps of a block; 8 tokens each that a warp has in its registers, or on the way there
+//   FETCH           steps behind these that are on their way to the second-level cache
 //   FUSED, AHEAD    as in decode.cu; so are `out` and `stats`
 //
+// `early`: the kernel behind this one may start when all but so many tokens have been asked for.
 // Without FUSED, sequences with another number of new tokens than one are left to other kernels.
 #include "head.cuh"
-#include "tiles.cuh"
+#include "mma.cuh"
 
-constexpr int STRIP = 16 * ROW;  // elements of a strip of keys in shared memory; the values follow
-static_assert(STAGES * 2 * STRIP * sizeof(T) >= 16 * COLUMNS * sizeof(float), "room to merge in");
+constexpr int TOKENS = 8 * TILES;                                          // of a step
+constexpr int STRIP = BLOCK % TOKENS == 0 ? TOKENS : 16;                   // of these, neighbours for sure
+constexpr int STRIPS = TOKENS / STRIP;
+constexpr int PIECES = D / 8, HALF_PIECES = D / 16;                        // of a row and of its half, 16 bytes each
+constexpr int HALF_UNITS = (HALF_PIECES + 3) / 4, UNITS = 2 * HALF_UNITS;  // pieces of a key that a lane has
+constexpr int VALUE_UNITS = (PIECES + 7) / 8;                              // and of a value
+constexpr int SLOTS = VALUE_UNITS * 4 * 32;                                // for what a warp has seen: four numbers each
+static_assert(D % 16 == 0 && BLOCK % STRIP == 0 && TOKENS % STRIP == 0, "whole pieces, whole strips");
 
-// The strips of one warp.
-struct Strips {
-    const T *keys, *values;
+// The pieces of a key in lane t: number `unit`, which rotary embedding pairs with the one HALF_UNITS further on.
+DEVICE bool has_piece(int unit, int t) { return HALF_PIECES % 4 == 0 || unit % HALF_UNITS * 4 + t < HALF_PIECES; }
+DEVICE int piece_of_key(int unit, int t) { return unit / HALF_UNITS * HALF_PIECES + unit % HALF_UNITS * 4 + t; }
+// The same for a value, in lane g of its eight.
+DEVICE bool has_value_piece(int unit, int g) { return PIECES % 8 == 0 || unit * 8 + g < PIECES; }
+
+DEVICE uint4 load_piece(const T* row, int piece) { return __ldcg((const uint4*)row + piece); }
+DEVICE unsigned word(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+
+// Steps, each named by its first token.
+struct Steps {
+    const T *keys, *values;  // of the key/value head
     const int* table;
-    T* shared;
-    int begin, end, kv_head, num_kv_heads, blocks;
+    int block_elements;      // from a block of the cache to the next one
+    int capacity, cached;    // tokens that the table has room for; tokens that are in the cache
+    int lane;
 
-    DEVICE int first_token(int strip) const { return begin + strip * WARPS * 16; }
-    DEVICE T* stage(int strip) const { return shared + strip % STAGES * 2 * STRIP; }
-
-    // Queue the copies of a strip as one group, which is empty past the end.
-    DEVICE void load(int strip) {
-        int lane = threadIdx.x & 31, token = first_token(strip);
-        if (strip % 32 == 0) {  // the table's entries for 32 strips, one in each lane
-            int mine = first_token(strip + lane);
-            blocks = mine < end ? __ldg(table + mine / BLOCK) : 0;
-        }
-        int block = __shfl_sync(WARP_ALL, blocks, strip % 32);
-        if (token < end) {
-            long long row = cached_row(block, token % BLOCK, kv_head, num_kv_heads);
-            T* to = stage(strip);
+    // Which blocks of the cache hold a step; any, if it is past the end of the table.
+    struct Place { int block[STRIPS]; };
+    DEVICE Place place(int token) const {
+        Place found;
 #pragma unroll
-            for (int i = 0; i < UNITS / 2; i++) {
-                int r = (i * 32 + lane) / UNITS, unit = (i * 32 + lane) % UNITS;
-                copy_unit(to, r, unit, keys + row + r * D, token + r < end);
-                copy_unit(to + STRIP, r, unit, values + row + r * D, token + r < end);
+        for (int i = 0; i < STRIPS; i++)
+            found.block[i] = __ldcg(table + (unsigned)min(token + i * STRIP, capacity - 1) / BLOCK);
+        return found;
+    }
+    DEVICE long long strip(int token, const Place& place, int i) const {
+        return (long long)place.block[i] * block_elements + (token + i * STRIP) % BLOCK * D;
+    }
+
+    // WHOLE: all tokens of the step are in the cache. Those that are not count as zeros.
+    template <bool WHOLE> DEVICE void load_keys(uint4 (&key)[TILES][UNITS], int token, const Place& place) const {
+        const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            const T* from = keys + strip(token, place, tile * 8 / STRIP) + g * D + t * 8 + tile * 8 % STRIP * D;
+            const bool valid = WHOLE || token + tile * 8 + g < cached;
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit++)
+                key[tile][unit] = valid && has_piece(unit, t) ? load_piece(from, piece_of_key(unit, 0)) : make_uint4(0, 0, 0, 0);
+        }
+    }
+    template <bool WHOLE> DEVICE void load_values(uint4 (&value)[TILES][2][VALUE_UNITS], int token, const Place& place) const {
+        const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+            const T* from = values + strip(token, place, tile * 8 / STRIP) + 2 * t * D + g * 8 + tile * 8 % STRIP * D;
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const bool valid = WHOLE || token + tile * 8 + 2 * t + i < cached;
+#pragma unroll
+                for (int unit = 0; unit < VALUE_UNITS; unit++)
+                    value[tile][i][unit] = valid && has_value_piece(unit, g) ? load_piece(from + i * D, unit * 8) : make_uint4(0, 0, 0, 0);
             }
         }
-        commit_copies();
+    }
+    DEVICE bool is_whole(int token) const { return token + TOKENS <= cached; }
+
+    // Let a step come to the second-level cache: lanes take lines of it, first of keys, then of values.
+    DEVICE void fetch(int token, const Place& place) const {
+        constexpr int LINE = 128, LINES = (STRIP * D * (int)sizeof(T) + LINE - 1) / LINE;
+#pragma unroll
+        for (int i = 0; i < STRIPS; i++) {
+            if (token + i * STRIP >= cached) return;
+            const long long at = strip(token, place, i);
+#pragma unroll
+            for (int first = 0; first < 2 * LINES; first += 32) {
+                const int line = first + lane;
+                if (line < 2 * LINES) fetch_to_cache((const char*)((line < LINES ? keys : values) + at) + line % LINES * LINE);
+            }
+        }
     }
 };
 
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+// A query or a key, normalized (by `norm`, if there is one) and rotated, in the pieces that the four lanes of a row have.
+DEVICE void prepare(uint4 (&piece)[UNITS], const float* turn, const float* norm, float eps, int t) {
+    float factor = 1.f;
+    if (norm) {
+        float squares = 0.f;
+#pragma unroll
+        for (int unit = 0; unit < UNITS; unit++) {
+            float x[8];
+            unpack(piece[unit], x, T());
+#pragma unroll
+            for (int i = 0; i < 8; i++) squares += x[i] * x[i];
+        }
+        factor = rsqrtf(warp_reduce<4>(squares, Sum()) * (1.f / D) + eps);
+    }
+#pragma unroll
+    for (int unit = 0; unit < HALF_UNITS; unit++) {
+        const int at = (has_piece(unit, t) ? piece_of_key(unit, t) : 0) * 8;
+        float x[8], y[8], cosine[8], sine[8];
+        unpack(piece[unit], x, T()), unpack(piece[HALF_UNITS + unit], y, T());
+        if (norm) {
+            float of_x[8], of_y[8];
+            ::load(norm + at, of_x), ::load(norm + HALF + at, of_y);
+#pragma unroll
+            for (int i = 0; i < 8; i++) x[i] *= factor * of_x[i], y[i] *= factor * of_y[i];
+        }
+        ::load(turn + at, cosine), ::load(turn + HALF + at, sine);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float a = x[i], b = y[i];
+            x[i] = a * cosine[i] - b * sine[i];
+            y[i] = a * sine[i] + b * cosine[i];
+        }
+        piece[unit] = pack(x, T()), piece[HALF_UNITS + unit] = pack(y, T());
+    }
+}
+
+// The pieces of query g that lanes multiply keys with. Long ones lie in shared memory, where each lane reads back just what
+// it wrote: registers are for keys and values.
+struct Query {
+    static constexpr bool IS_SHARED = D >= 128;
+    uint4 own[IS_SHARED ? 1 : UNITS];
+    uint4* shared;  // of this lane
+
+    DEVICE void set(const uint4 (&piece)[UNITS]) {
+#pragma unroll
+        for (int unit = 0; unit < UNITS; unit++) {
+            if constexpr (IS_SHARED) shared[unit * 32] = piece[unit];
+            else own[unit] = piece[unit];
+        }
+    }
+    DEVICE uint4 get(int unit) const {
+        if constexpr (IS_SHARED) return shared[unit * 32];
+        else return own[unit];
+    }
+};
+
+// Scores of tokens 2t and 2t + 1 of each tile for query g.
+DEVICE void multiply(float (&score)[TILES][2], const Query& query, const uint4 (&key)[TILES][UNITS]) {
+    constexpr int CHAINS = TILES < 4 ? 2 : 1;  // sums that do not wait for each other
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+        float sum[CHAINS][4] = {};
+#pragma unroll
+        for (int unit = 0; unit < UNITS; unit++) {
+            const uint4 q = query.get(unit), k = key[tile][unit];
+            const unsigned low[4] = {q.x, 0, q.y, 0}, high[4] = {q.z, 0, q.w, 0};
+            mma_16x8x16<T>(sum[0], low, k.x, k.y);
+            mma_16x8x16<T>(sum[CHAINS - 1], high, k.z, k.w);
+        }
+        score[tile][0] = CHAINS == 2 ? sum[0][0] + sum[CHAINS - 1][0] : sum[0][0];
+        score[tile][1] = CHAINS == 2 ? sum[0][1] + sum[CHAINS - 1][1] : sum[0][1];
+    }
+}
+
+// What a lane has seen: for query g the largest score (times log2 e), and the sum of weights over its own tokens; for
+// queries 2t and 2t + 1 the mix of values, two neighbouring elements in mixed[unit][i]: 8 * (8 * unit + g) + 2 * i.
+struct Seen {
+    float top, sum, mixed[VALUE_UNITS][4][4];
+
+    // Turn the scores of the first `count` tokens into weights, those of others into zeros.
+    DEVICE void weigh(float (&score)[TILES][2], int count, float scale) {
+        const int t = threadIdx.x & 3;
+        float highest = LOWEST;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                score[tile][i] = tile * 8 + 2 * t + i < count ? score[tile][i] * scale : LOWEST;
+                highest = fmaxf(highest, score[tile][i]);
+            }
+        }
+        highest = fmaxf(top, warp_reduce<4>(highest, Max()));
+        const float shrink = exp2_approx(top - highest);
+        top = highest;
+        sum *= shrink;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                score[tile][i] = exp2_approx(score[tile][i] - highest);
+                sum += score[tile][i];
+            }
+        }
+        const float first = __shfl_sync(WARP_ALL, shrink, 8 * t), second = __shfl_sync(WARP_ALL, shrink, 8 * t + 4);
+#pragma unroll
+        for (int unit = 0; unit < VALUE_UNITS; unit++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                mixed[unit][i][0] *= first, mixed[unit][i][1] *= second, mixed[unit][i][2] *= first, mixed[unit][i][3] *= second;
+        }
+    }
+    DEVICE void mix(const uint4 (&value)[TILES][2][VALUE_UNITS], const float (&weight)[TILES][2]) {
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile += 2) {
+            constexpr bool HAS_PAIR = TILES % 2 == 0;
+            const int pair = HAS_PAIR ? tile + 1 : tile;
+            unsigned low = pack2<T>(weight[tile][0], weight[tile][1]), high = HAS_PAIR ? pack2<T>(weight[pair][0], weight[pair][1]) : 0;
+#pragma unroll
+            for (int unit = 0; unit < VALUE_UNITS; unit++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    unsigned a = word(value[tile][0][unit], i), b = word(value[tile][1][unit], i);
+                    unsigned c = word(value[pair][0][unit], i), d = word(value[pair][1][unit], i);
+                    const unsigned rows[4] = {__byte_perm(a, b, 0x5410), __byte_perm(a, b, 0x7632), HAS_PAIR ? __byte_perm(c, d, 0x5410) : 0, HAS_PAIR ? __byte_perm(c, d, 0x7632) : 0};
+                    mma_16x8x16<T>(mixed[unit][i], rows, low, high);
+                }
+            }
+        }
+    }
+};
+
+// Half of a multiprocessor's registers suffice for 8 warps with common heads (on chips before Blackwell, for which other code
+// is made), or for 4 with more tokens or longer heads.
+constexpr bool IS_SMALL = (D == 128 || (D == 64 && FUSED)) && TILES * D <= 256 && STRIPS == 1 && __CUDA_ARCH__ < 1000;
+constexpr int LEAST_BLOCKS = (IS_SMALL ? 16 : 8) / WARPS;
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, LEAST_BLOCKS)
 decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* query_start, const int* seq_lens, T* out,
            float2* stats, const int* positions, const long long* slots, const float* cos_sin, const float* q_norm,
-           const float* k_norm, int num_heads, int num_kv_heads, int num_positions, long long q_token, long long q_head,
-           long long out_token, long long out_part, long long out_head, long long table_row, long long cos_sin_row,
-           float scale, float eps) {
-    __shared__ __align__(16) T queries[16 * ROW];
-    __shared__ __align__(16) T newest[2][COLUMNS];              // the new key and value
+           const float* k_norm, int num_heads, int num_kv_heads, int num_positions, int capacity, int early,
+           long long q_token, long long q_head, long long out_token, long long out_part, long long out_head,
+           long long table_row, long long cos_sin_row, float scale, float eps) {
+    __shared__ __align__(16) T newest[2][D];  // the new key and value
     __shared__ __align__(16) Preparation preparation;
-    __shared__ float tops[WARPS + 1][16], sums[WARPS + 1][16];  // of each warp; and of the new token
-    int warp = threadIdx.x / 32, lane = threadIdx.x & 31, row = threadIdx.x / LANES, row_lane = threadIdx.x % LANES;
-    int sequence = blockIdx.x, part = blockIdx.z, parts = gridDim.z;
-    int group = num_heads / num_kv_heads, blocks_of_group = ceil_div(group, HEADS);
-    int kv_head = blockIdx.y / blocks_of_group, first_of_group = blockIdx.y % blocks_of_group * HEADS;
-    int first_head = kv_head * group + first_of_group, heads = min(HEADS, group - first_of_group);
+    __shared__ float tops[WARPS][8], sums[WARPS][8];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int sequence = blockIdx.x, part = blockIdx.z, parts = gridDim.z;
+    const int group = num_heads / num_kv_heads, blocks_of_group = ceil_div(group, HEADS);
+    const int kv_head = blockIdx.y / blocks_of_group, first_of_group = blockIdx.y % blocks_of_group * HEADS;
+    const int first_head = kv_head * group + first_of_group, heads = min(HEADS, group - first_of_group);
 
-    launch_next();
-    if (FUSED && q_norm) preparation.load_norms(q_norm, k_norm);
     if constexpr (!AHEAD) wait_for_previous();
-
     int token = sequence;
     if constexpr (!FUSED) {
         token = query_start[sequence];
-        if (query_start[sequence + 1] != token + 1) return;
+        if (query_start[sequence + 1] != token + 1) {
+            launch_next();
+            return;
+        }
     }
-    int seen_tokens = seq_lens[sequence], cached = FUSED ? seen_tokens - 1 : seen_tokens;
-    int share = ceil_div(ceil_div(seen_tokens, 16), parts) * 16, begin = part * share, end = min(begin + share, cached);
-    bool has_newest = FUSED && begin < seen_tokens && seen_tokens <= begin + share;
-    Strips strips{keys, values, block_table + sequence * table_row, (T*)shared_memory + warp * STAGES * 2 * STRIP,
-                  begin + warp * 16, end, kv_head, num_kv_heads, 0};
+    // The entries of the table do not depend on the length: they come with it.
+    Steps steps = {keys + kv_head * BLOCK * D, values + kv_head * BLOCK * D, block_table + sequence * table_row, num_kv_heads * BLOCK * D, capacity, 0, lane};
+    int first = (warp * parts + part) * TOKENS;  // of the present step
+    const int jump = WARPS * parts * TOKENS;
+    Steps::Place places[FETCH + 2];        // of the step that is loaded next, and of those behind it
 #pragma unroll
-    for (int strip = 0; strip < STAGES - 1; strip++) strips.load(strip);
-    // Rows of queries past `heads` and columns past D are zeros.
-    for (int i = threadIdx.x; i < 16 * ROW; i += WARPS * 32) {
-        if (i / ROW >= heads || i % ROW >= D) queries[i] = from_float<T>(0.f);
-    }
+    for (int i = 0; i < FETCH + 2; i++) places[i] = steps.place(first + i * jump);
+    int position = 0;
     long long slot = -1;
+    if constexpr (FUSED) position = positions[token], slot = slots[token];
+    const int seen_tokens = __ldcg(seq_lens + sequence);
+    steps.cached = FUSED ? seen_tokens - 1 : seen_tokens;
+
+    uint4 key[TILES][UNITS], value[TILES][2][VALUE_UNITS];
+    if (steps.is_whole(first)) {
+        steps.load_keys<true>(key, first, places[0]);
+        steps.load_values<true>(value, first, places[0]);
+    } else {
+        steps.load_keys<false>(key, first, places[0]);
+        steps.load_values<false>(value, first, places[0]);
+    }
+#pragma unroll
+    for (int i = 1; i <= FETCH; i++) steps.fetch(first + i * jump, places[i]);
+    if (first + jump + early >= seen_tokens) launch_next();
+    // Whether this warp's last step ends with the new token.
+    const bool has_newest = FUSED && steps.cached >= first && (steps.cached - first) % jump < TOKENS;
     if constexpr (FUSED) {
-        int position = min(max(positions[token], 0), num_positions - 1);
-        preparation.load_turn(cos_sin + position * cos_sin_row);
-        slot = slots[token];
+        if (q_norm) preparation.load_norms(q_norm, k_norm);
+        preparation.load_turn(cos_sin + min(max(position, 0), num_positions - 1) * cos_sin_row);
         __syncthreads();
     }
     if constexpr (AHEAD) wait_for_previous();
 
-    // Queries, the new key and the new value to shared memory, one after the other.
+    // The queries; and the new key and value, in the warp that has them in its last step.
+    uint4 piece[UNITS];
     const T* own = q + token * q_token;
-    int rows = heads + (has_newest ? 2 : 0);
-    for (int first = 0; first < rows; first += WARPS * ROWS_PER_WARP) {
-        int r = first + row, head = r < heads ? first_head + r : num_heads + (r - heads) * num_kv_heads + kv_head;
-        Row<T> raw;
-        raw.clear();
-        if (r < rows) raw.load(own + head * q_head, row_lane);
-        if constexpr (FUSED) {
-            float x[2 * PAIRS];
-            raw.get(x);
-            if (q_norm) preparation.normalize(x, r < heads, eps, row_lane);
-            preparation.rotate(x, row_lane);
-            if (r <= heads) raw.set(x);
-        }
-        if (r < heads) raw.store(queries + r * ROW, row_lane);
-        else if (r < rows) {
-            raw.store(newest[r - heads], row_lane);
-            if (first_of_group == 0 && slot >= 0)
-                raw.store((r == heads ? keys : values) + slot_row(slot, kv_head, num_kv_heads), row_lane);
-        }
-    }
-    __syncthreads();
-    unsigned q_fragments[STEPS_D][4];
 #pragma unroll
-    for (int step = 0; step < STEPS_D; step++) load_matrices(q_fragments[step], queries + (lane & 15) * ROW + step * 16 + (lane >> 4) * 8);
-    for (int h = warp; h < HEADS; h += WARPS) {
-        float score = 0.f;
-        if (has_newest)
-            for (int i = lane; i < D; i += 32) score += to_float(queries[h * ROW + i]) * to_float(newest[0][i]);
-        score = warp_sum(score);
-        if (lane == 0) tops[WARPS][h] = has_newest ? score * scale * LOG2_E : LOWEST, sums[WARPS][h] = has_newest ? 1.f : 0.f;
+    for (int unit = 0; unit < UNITS; unit++)
+        piece[unit] = g < heads && has_piece(unit, t) ? load_piece(own + (first_head + g) * q_head, piece_of_key(unit, t)) : make_uint4(0, 0, 0, 0);
+    if constexpr (FUSED) {
+        if (has_newest) {
+            const T *new_key = own + (num_heads + kv_head) * q_head, *new_value = new_key + num_kv_heads * q_head;
+            const bool is_kept = first_of_group == 0 && slot >= 0;
+            const long long to = is_kept ? slot_row(slot, kv_head, num_kv_heads) : 0;
+            uint4 of_key[UNITS];
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit++) of_key[unit] = has_piece(unit, t) ? load_piece(new_key, piece_of_key(unit, t)) : make_uint4(0, 0, 0, 0);
+#pragma unroll
+            for (int unit = 0; unit < VALUE_UNITS; unit++) {
+                if (t > 0 || !has_value_piece(unit, g)) continue;
+                uint4 v = load_piece(new_value, unit * 8 + g);
+                ((uint4*)newest[1])[unit * 8 + g] = v;
+                if (is_kept) ((uint4*)(values + to))[unit * 8 + g] = v;
+            }
+            prepare(of_key, preparation.turn, k_norm ? preparation.k_norm : nullptr, eps, t);
+#pragma unroll
+            for (int unit = 0; unit < UNITS; unit++) {
+                if (g > 0 || !has_piece(unit, t)) continue;
+                ((uint4*)newest[0])[piece_of_key(unit, t)] = of_key[unit];
+                if (is_kept) ((uint4*)(keys + to))[piece_of_key(unit, t)] = of_key[unit];
+            }
+            __syncwarp();
+        }
+        prepare(piece, preparation.turn, q_norm ? preparation.q_norm : nullptr, eps, t);
+    }
+    Query query;
+    query.shared = (uint4*)shared_memory + warp * SLOTS + lane;
+    query.set(piece);
+
+    Seen seen = {LOWEST, 0.f, {}};
+    while (first < seen_tokens) {
+        const int at = steps.cached - first, next = first + jump;
+        if (has_newest && at < TOKENS) {
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
+                if (tile * 8 + g == at) {
+#pragma unroll
+                    for (int unit = 0; unit < UNITS; unit++) {
+                        if (has_piece(unit, t)) key[tile][unit] = ((const uint4*)newest[0])[piece_of_key(unit, t)];
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    if (tile * 8 + 2 * t + i != at) continue;
+#pragma unroll
+                    for (int unit = 0; unit < VALUE_UNITS; unit++) {
+                        if (has_value_piece(unit, g)) value[tile][i][unit] = ((const uint4*)newest[1])[unit * 8 + g];
+                    }
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i <= FETCH; i++) places[i] = places[i + 1];
+        float weight[TILES][2];
+        multiply(weight, query, key);
+        if (steps.is_whole(next)) steps.load_keys<true>(key, next, places[0]);
+        else steps.load_keys<false>(key, next, places[0]);
+        seen.weigh(weight, seen_tokens - first, scale * LOG2_E);
+        seen.mix(value, weight);
+        if (steps.is_whole(next)) steps.load_values<true>(value, next, places[0]);
+        else steps.load_values<false>(value, next, places[0]);
+        if (FETCH) steps.fetch(next + FETCH * jump, places[FETCH]);
+        places[FETCH + 1] = steps.place(next + (FETCH + 1) * jump);
+        if (next + early < seen_tokens && next + jump + early >= seen_tokens) launch_next();
+        first = next;
     }
 
-    Softmax softmax;
-    float mixed[COLUMNS / 8][4];
-    clear(mixed);
-    for (int strip = 0; strips.first_token(strip) < end; strip++) {
-        wait_for_copies<STAGES - 2>();
-        __syncwarp();
-        strips.load(strip + STAGES - 1);
-        const T* tile = strips.stage(strip);
-        float scores[2][4];
-        clear(scores);
-        multiply_keys<16>(scores, q_fragments, tile);
-        int token_of_lane = strips.first_token(strip) + 2 * (lane & 3);
+    // Together: each warp leaves what it has seen in shared memory.
+    float4* all = (float4*)shared_memory;
+    seen.sum = warp_reduce<4>(seen.sum, Sum());
+    if (t == 0) tops[warp][g] = seen.top, sums[warp][g] = seen.sum;
+    if (2 * t < HEADS) {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (token_of_lane + (i & 1) + (i >> 2) * 8 >= end) scores[i >> 2][i & 3] = LOWEST;
-        }
-        softmax.weigh<16, HEADS <= 8 ? 1 : 2>(scores, mixed, scale * LOG2_E);
-        multiply_values<16>(mixed, scores, tile + STRIP);
-    }
-    softmax.finish();
-    wait_for_copies<0>();
-    __syncthreads();
-
-    // Merge: the strips' memory now holds [WARPS][HEADS][COLUMNS].
-    float* all = (float*)shared_memory;
+        for (int unit = 0; unit < VALUE_UNITS; unit++) {
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        int h = lane / 4 + 8 * r;
-        if (h < HEADS) {
-#pragma unroll
-            for (int i = 0; i < COLUMNS / 8; i++)
-                *(float2*)(all + (warp * HEADS + h) * COLUMNS + i * 8 + 2 * (lane & 3)) = make_float2(mixed[i][2 * r], mixed[i][2 * r + 1]);
-            if ((lane & 3) == 0) tops[warp][h] = softmax.top[r], sums[warp][h] = softmax.sum[r];
+            for (int i = 0; i < 4; i++) {
+                const float(&m)[4] = seen.mixed[unit][i];
+                all[warp * SLOTS + (unit * 4 + i) * 32 + lane] = make_float4(m[0], m[1], m[2], m[3]);
+            }
         }
     }
     __syncthreads();
     T* to = out + token * out_token + part * out_part + first_head * out_head;
-    for (int i = threadIdx.x; i < heads * D; i += WARPS * 32) {
-        int h = i / D, element = i % D;
-        float top = tops[WARPS][h];
 #pragma unroll
-        for (int w = 0; w < WARPS; w++) top = fmaxf(top, tops[w][h]);
-        float factor = exp2_approx(tops[WARPS][h] - top), sum = sums[WARPS][h] * factor;
-        float value = has_newest ? to_float(newest[1][element]) * factor : 0.f;
+    for (int start = 0; start < SLOTS; start += WARPS * 32) {
+        const int slot = start + threadIdx.x, unit = slot / 128, i = slot / 32 % 4, piece = unit * 8 + g;
+        if (2 * t >= heads || slot >= SLOTS || piece >= PIECES) continue;
+        float top[2] = {LOWEST, LOWEST}, sum[2] = {0.f, 0.f}, mixed[2][2] = {};
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) top[0] = fmaxf(top[0], tops[w][2 * t]), top[1] = fmaxf(top[1], tops[w][2 * t + 1]);
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            factor = exp2_approx(tops[w][h] - top);
-            sum += sums[w][h] * factor;
-            value += all[(w * HEADS + h) * COLUMNS + element] * factor;
+            const float4 m = all[w * SLOTS + slot];
+            const float first = exp2_approx(tops[w][2 * t] - top[0]), second = exp2_approx(tops[w][2 * t + 1] - top[1]);
+            sum[0] += first * sums[w][2 * t], sum[1] += second * sums[w][2 * t + 1];
+            mixed[0][0] += first * m.x, mixed[1][0] += second * m.y, mixed[0][1] += first * m.z, mixed[1][1] += second * m.w;
         }
-        to[h * out_head + element] = from_float<T>(sum > 0.f ? value / sum : 0.f);
-        if (element == 0 && stats) stats[((long long)token * parts + part) * num_heads + first_head + h] = make_float2(top, sum);
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            if (2 * t + h >= heads) continue;
+            const float inverse = sum[h] > 0.f ? __fdividef(1.f, sum[h]) : 0.f;
+            *(unsigned*)(to + (2 * t + h) * out_head + piece * 8 + 2 * i) = pack2<T>(mixed[h][0] * inverse, mixed[h][1] * inverse);
+            if (piece == 0 && i == 0 && stats)
+                stats[((long long)token * parts + part) * num_heads + first_head + 2 * t + h] = make_float2(top[h], sum[h]);
+        }
     }
 }

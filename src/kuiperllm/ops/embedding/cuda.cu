@@ -1,7 +1,7 @@
 // Rows of a table by token id; zeros for an id outside it. A thread writes WIDTH neighbours of a row: 8, or 1 where
 // rows are not made of aligned eights.
 //
-// T: type of the result; S: of the table; SCALE: of the scales of int8 groups.
+// T: type of the result; S: of the table.
 #include "rows.cuh"
 
 extern "C" __global__ void __launch_bounds__(128)
@@ -15,28 +15,6 @@ embedding_float(const int* ids, const S* table, T* out, int tokens, int vocabula
         int id = ids[token];
         float value[WIDTH] = {};
         if (id >= 0 && id < vocabulary) load(table + id * table_stride + column, value);
-        store(out + token * out_stride + column, value);
-    }
-}
-
-// `group` is a multiple of WIDTH: the neighbours share a scale.
-extern "C" __global__ void __launch_bounds__(128)
-embedding_q8(const int* ids, const signed char* table, const SCALE* scales, T* out, int tokens, int vocabulary, int width,
-             int group, long long out_stride) {
-    launch_next();
-    wait_for_previous();
-    int column = (blockIdx.x * blockDim.x + threadIdx.x) * WIDTH;
-    if (column >= width) return;
-    for (int token = blockIdx.y; token < tokens; token += gridDim.y) {
-        int id = ids[token];
-        float value[WIDTH] = {};
-        if (id >= 0 && id < vocabulary) {
-            long long first = (long long)id * width + column;
-            auto stored = *(const Pack<signed char, WIDTH>*)(table + first);
-            float scale = to_float(scales[(long long)id * (width / group) + column / group]);
-#pragma unroll
-            for (int i = 0; i < WIDTH; i++) value[i] = stored.item[i] * scale;
-        }
         store(out + token * out_stride + column, value);
     }
 }

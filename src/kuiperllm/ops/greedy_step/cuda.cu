@@ -11,7 +11,7 @@ greedy_step(const float* logits, u64* winners, int* input_ids, int* positions, i
     BatchState state = {input_ids, positions, seq_lens, slot_mapping, block_table, history, step,
                         width, table_stride, block_size, rows, history_stride};
     int now = *step;
-    auto advance = [&](int sequence, int token) { state.advance(sequence, token, now); };
+    auto advance = [&](int sequence, int token) { state.advance(sequence, token, state.next(sequence, now)); };
     bool is_last = argmax_of_rows(logits, winners, sequences, vocabulary, stride, blocks_of_row, advance);
     if (is_last && threadIdx.x == 0) state.count_step(now);  // which all threads read before their blocks arrived
 }

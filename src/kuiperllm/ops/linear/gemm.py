@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import DType, Tensor
-from kuiperllm.ops.linear import gemm_hopper
+from kuiperllm.ops.linear import gemm_codes, gemm_hopper
 from kuiperllm.ops.linear.cuda_weights import row_bytes
+from kuiperllm.ops.linear.expand import gemm_expanded
 from kuiperllm.ops.linear.gemm_tiling import ACCUMULATE, PLAIN, SWIGLU
+from kuiperllm.ops.linear.planes import in_stored_order, second_plane, template
 from kuiperllm.ops.linear.weight import LinearWeight, WeightFormat
 from kuiperllm.quant import Scheme
 
 _MMA = Path(__file__).with_name("gemm_mma.cu")
 _SIMT = Path(__file__).with_name("gemm_simt.cu")
 _RASTER = 8
-_GROUPS = (32, 64, 128)
-"""Group sizes of int8 weights that the tensor-core kernel takes."""
+_STEP = 64
+"""Columns of K that the kernels multiply at a time."""
 
 
 def gemm(
@@ -36,18 +38,43 @@ def gemm(
     if not x.shape[0]:
         return
     epilogue = SWIGLU if swiglu else ACCUMULATE if accumulate else PLAIN
-    if gemm_hopper.can_take(x, weight, epilogue):
+    x = in_stored_order(x, weight)
+    if not is_for_tensor_cores(x):
+        gemm_simt(x, weight, out, epilogue)
+    elif gemm_hopper.can_take(x, weight, epilogue):
         gemm_hopper.gemm(x, weight, out, epilogue)
-    elif _can_use_mma(x, weight):
+    elif gemm_codes.can_take(x, weight, epilogue):
+        tiling = gemm_codes.best_tiling(x, weight, out, epilogue)
+        if tiling is None:
+            gemm_expanded(x, weight, out, epilogue, gemm_16_bits)
+        else:
+            gemm_codes.gemm(x, weight, out, epilogue, tiling)
+    elif weight.format is x.dtype or has_whole_steps(weight):
         gemm_mma(x, weight, out, epilogue)
+    elif weight.scheme is not None:
+        gemm_expanded(x, weight, out, epilogue, gemm_16_bits)
     else:
         gemm_simt(x, weight, out, epilogue)
 
 
-def _can_use_mma(x: Tensor, weight: LinearWeight) -> bool:
-    if x.dtype is DType.float32 or x.shape[1] % 8 or x.address % 16 or (x.shape[0] > 1 and x.strides[0] % 8):
-        return False
-    return weight.format is x.dtype or weight.group_size in _GROUPS
+def gemm_16_bits(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int) -> None:
+    """The product with weights of x's type, 16 bits, that the kernel in front may have written."""
+    if gemm_hopper.can_take(x, weight, epilogue):
+        gemm_hopper.gemm(x, weight, out, epilogue, constant=False)
+    else:
+        gemm_mma(x, weight, out, epilogue, constant=False)
+
+
+def is_for_tensor_cores(x: Tensor) -> bool:
+    """Whether kernels that multiply on tensor cores can read x."""
+    aligned = x.address % 16 == 0 and (x.shape[0] == 1 or x.strides[0] % 8 == 0)
+    return x.dtype is not DType.float32 and x.shape[1] % 8 == 0 and aligned
+
+
+def has_whole_steps(weight: LinearWeight) -> bool:
+    """Whether each piece of K that kernels multiply at a time has whole groups, or is part of one."""
+    group = weight.group_size
+    return group > 0 and (_STEP % group == 0 or group % _STEP == 0)
 
 
 # --- tensor cores -----------------------------------------------------------------------------------------
@@ -62,9 +89,13 @@ class MmaTile(NamedTuple):
     """Along M, N and K."""
     stages: int
 
-    def shared_bytes(self, quantized: bool) -> int:
+    def shared_bytes(self, format: WeightFormat) -> int:
         """Shared memory of a block."""
-        return self.stages * (self.m * 128 + self.n * (64 + 8 if quantized else 128))
+        of_row = 128
+        if isinstance(format, Scheme):
+            groups = max(1, _STEP // format.group_size)
+            of_row = _STEP * format.bits // 8 + groups * (8 if format.has_zeros else 4)
+        return self.stages * (self.m * 128 + self.n * of_row)
 
 
 MMA_TILES = (
@@ -85,18 +116,24 @@ class _Plan(NamedTuple):
 
 
 def gemm_mma(
-    x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tile: MmaTile | None = None
+    x: Tensor,
+    weight: LinearWeight,
+    out: Tensor,
+    epilogue: int,
+    tile: MmaTile | None = None,
+    *,
+    constant: bool = True,
 ) -> None:
-    """The product on tensor cores: x in 16 bits, weights in the same type or int8 groups, K % 8 == 0."""
-    scales = weight.scales.dtype if weight.scales is not None else None
+    """The product on tensor cores: x in 16 bits, K % 8 == 0; weights likewise, or see `has_whole_steps`."""
     plan = _mma_plan(
-        x.shape[0], weight.out_features, x.dtype, out.dtype, epilogue, weight.bias is not None,
-        weight.group_size, scales, tile, chip(x.device).multiprocessors,
+        x.shape[0], weight.out_features, x.dtype, weight.format, out.dtype, epilogue,
+        weight.bias is not None, constant, tile, chip(x.device).multiprocessors,
     )  # fmt: skip
     launch(
         plan.kernel, plan.tiles[0] * plan.tiles[1], plan.threads,
-        x, weight.data, weight.scales, weight.bias, out, x.shape[0], out.shape[1], x.shape[1],
-        x.strides[0], _row(weight), out.strides[0], *plan.tiles, _RASTER, shared=plan.shared,
+        x, weight.data, second_plane(weight), weight.scales, weight.super_scales, weight.bias, out,
+        x.shape[0], out.shape[1], x.shape[1], x.strides[0], _row(weight), out.strides[0],
+        *plan.tiles, _RASTER, shared=plan.shared,
     )  # fmt: skip
 
 
@@ -105,11 +142,11 @@ def _mma_plan(
     m: int,
     n: int,
     dtype: DType,
+    format: WeightFormat,
     out_dtype: DType,
     epilogue: int,
     has_bias: bool,
-    group: int,
-    scales: DType | None,
+    constant: bool,
     tile: MmaTile | None,
     multiprocessors: int,
 ) -> _Plan:
@@ -128,8 +165,7 @@ def _mma_plan(
         "gemm",
         T=dtype,
         OUT=out_dtype,
-        SCALE=scales or DType.float16,
-        GROUP=group,
+        GROUP=format.group_size if isinstance(format, Scheme) else 0,
         TILE_M=tile.m,
         TILE_N=tile.n,
         WARPS_M=warps_m,
@@ -138,8 +174,10 @@ def _mma_plan(
         STAGES=tile.stages,
         EPILOGUE=epilogue,
         BIAS=has_bias,
+        EARLY=constant,
+        **template(format),
     )
-    return _Plan(kernel, tiles(tile), 32 * warps_m * warps_n * warps_k, tile.shared_bytes(group > 0))
+    return _Plan(kernel, tiles(tile), 32 * warps_m * warps_n * warps_k, tile.shared_bytes(format))
 
 
 # --- any operands -----------------------------------------------------------------------------------------
@@ -150,20 +188,17 @@ SIMT_TILES = (128, 64)
 
 def gemm_simt(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tile: int | None = None) -> None:
     """The product with exact float32 products, of operands of any type and alignment."""
-    k, group = x.shape[1], weight.group_size
-    vector = 4 * x.itemsize
-    load = 4
-    if k % 4 or group % 4 or x.address % vector or (x.shape[0] > 1 and x.strides[0] % 4):
-        load = 1
-    scales = weight.scales.dtype if weight.scales is not None else None
+    k, vector = x.shape[1], 4 * x.itemsize
+    load = 1 if k % 4 or x.address % vector or (x.shape[0] > 1 and x.strides[0] % 4) else 4
     plan = _simt_plan(
-        x.shape[0], weight.out_features, x.dtype, weight.format, scales, out.dtype, epilogue,
+        x.shape[0], weight.out_features, x.dtype, weight.format, out.dtype, epilogue,
         weight.bias is not None, load, tile, chip(x.device).multiprocessors,
     )  # fmt: skip
     launch(
         plan.kernel, plan.tiles[0] * plan.tiles[1], plan.threads,
-        x, weight.data, weight.scales, weight.bias, out, x.shape[0], out.shape[1], k,
-        x.strides[0], _row(weight), out.strides[0], group, *plan.tiles, _RASTER,
+        x, weight.data, weight.scales, weight.super_scales, weight.bias, out,
+        x.shape[0], out.shape[1], k, x.strides[0], _row(weight), out.strides[0], weight.group_size,
+        *plan.tiles, _RASTER,
     )  # fmt: skip
 
 
@@ -173,7 +208,6 @@ def _simt_plan(
     n: int,
     dtype: DType,
     format: WeightFormat,
-    scales: DType | None,
     out_dtype: DType,
     epilogue: int,
     has_bias: bool,
@@ -191,19 +225,20 @@ def _simt_plan(
         _SIMT,
         "gemm",
         T=dtype,
-        W=DType.int8 if isinstance(format, Scheme) else format,
-        SCALE=scales or DType.float16,
+        W=dtype if isinstance(format, Scheme) else format,
         OUT=out_dtype,
         LOAD=load,
         TILE_M=tile,
         TILE_N=tile,
         EPILOGUE=epilogue,
         BIAS=has_bias,
+        **template(format),
     )
     return _Plan(kernel, tiles(tile), 256, 0)
 
 
 def _row(weight: LinearWeight) -> int:
-    """Elements from one row of the weights to the next."""
-    itemsize = 1 if isinstance(weight.format, Scheme) else weight.format.itemsize
-    return row_bytes(weight.format, weight.in_features) // itemsize
+    """Elements from one row of floating-point weights to the next."""
+    if isinstance(weight.format, Scheme):
+        return 0
+    return row_bytes(weight.format, weight.in_features) // weight.format.itemsize

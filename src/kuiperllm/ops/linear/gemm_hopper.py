@@ -24,10 +24,11 @@ def can_take(x: Tensor, weight: LinearWeight, epilogue: int) -> bool:
         return False
     if epilogue == SWIGLU and weight.out_features % 16:
         return False
-    return _is_aligned(x)
+    return is_aligned(x)
 
 
-def _is_aligned(x: Tensor) -> bool:
+def is_aligned(x: Tensor) -> bool:
+    """Whether the copy engine can read or write a matrix."""
     return x.address % _ALIGNMENT == 0 and (x.shape[0] == 1 or x.strides[0] * x.itemsize % _ALIGNMENT == 0)
 
 
@@ -47,7 +48,15 @@ class _Plan(NamedTuple):
     """Columns and rows of the result that leave at a time."""
 
 
-def gemm(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tiling: Tiling | None = None) -> None:
+def gemm(
+    x: Tensor,
+    weight: LinearWeight,
+    out: Tensor,
+    epilogue: int,
+    tiling: Tiling | None = None,
+    *,
+    constant: bool = True,
+) -> None:
     """The product of operands that `can_take` accepts; see `gemm.gemm`.
 
     Args:
@@ -56,17 +65,18 @@ def gemm(x: Tensor, weight: LinearWeight, out: Tensor, epilogue: int, tiling: Ti
         out: [M, N], or [M, N / 2] if gated; any alignment.
         epilogue: PLAIN, ACCUMULATE or SWIGLU.
         tiling: how to cut it up (default: the best that is known).
+        constant: whether the weights may be read before the kernel in front has ended.
     """
     (m, k), n = x.shape, weight.out_features
-    direct = out.dtype is not x.dtype or not _is_aligned(out)
+    direct = out.dtype is not x.dtype or not is_aligned(out)
     plan = _plan(
-        m, n, k, x.dtype, out.dtype, epilogue, direct, weight.bias is not None, tiling,
+        m, n, k, x.dtype, out.dtype, epilogue, direct, weight.bias is not None, constant, tiling,
         chip(x.device).multiprocessors,
     )  # fmt: skip
-    workspace, counters = _workspace(x.device) if plan.tiling.split == SPLIT_EVENLY else (None, None)
+    sums, counters = workspace(x.device) if plan.tiling.split == SPLIT_EVENLY else (None, None)
     launch(
         plan.kernel, plan.blocks, plan.threads, *_maps(x, weight, out, epilogue, plan, direct),
-        weight.bias, out, out.strides[0], m, out.shape[1], *plan.work, workspace, counters,
+        weight.bias, out, out.strides[0], m, out.shape[1], *plan.work, sums, counters,
         shared=plan.shared, cluster=plan.tiling.cluster,
     )  # fmt: skip
 
@@ -81,6 +91,7 @@ def _plan(
     epilogue: int,
     direct: bool,
     has_bias: bool,
+    constant: bool,
     tiling: Tiling | None,
     multiprocessors: int,
 ) -> _Plan:
@@ -89,7 +100,7 @@ def _plan(
     of_p, of_q = tiling.rows
     chunk = (32 if epilogue == SWIGLU else 64, tiling.chunk) if tiling.swap else (tiling.chunk, 64)
     return _Plan(
-        kernel=kernel(tiling, dtype, out_dtype, epilogue, direct, has_bias),
+        kernel=kernel(tiling, dtype, out_dtype, epilogue, direct, has_bias, constant),
         tiling=tiling,
         blocks=tiling.clusters(m, n, k, multiprocessors) * tiling.cluster,
         threads=128 * (tiling.groups + 1),
@@ -101,7 +112,13 @@ def _plan(
 
 
 def kernel(
-    tiling: Tiling, dtype: DType, out_dtype: DType, epilogue: int, direct: bool, has_bias: bool
+    tiling: Tiling,
+    dtype: DType,
+    out_dtype: DType,
+    epilogue: int,
+    direct: bool,
+    has_bias: bool,
+    constant: bool = True,
 ) -> Kernel:
     """The kernel of a tiling."""
     return Kernel(
@@ -121,6 +138,7 @@ def kernel(
         EPILOGUE=epilogue,
         BIAS=has_bias,
         DIRECT=direct,
+        EARLY=constant,
     )
 
 
@@ -152,7 +170,7 @@ def _row_bytes(matrix: Tensor, of_one: int) -> int:
 
 
 @lru_cache(maxsize=16)
-def _workspace(device: Device) -> tuple[Tensor, Tensor]:
+def workspace(device: Device) -> tuple[Tensor, Tensor]:
     """Memory for sums of parts of tiles, and counters that are zero between kernels; one for each device.
 
     Made by another thread: what a thread allocates and fills while it records a graph belongs to the graph.

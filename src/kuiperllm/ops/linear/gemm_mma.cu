@@ -4,27 +4,36 @@
 //   T                  bf16 or f16: elements of X, and of W unless that is quantized. K is a multiple of 8
 //   TILE_M, TILE_N     the tile of Y that a block makes (with EPILOGUE 2: TILE_N / 2 columns of it)
 //   WARPS_M, WARPS_N   warps that share the tile; WARPS_K: ... and that share the columns of a piece, if M is small
-//   GROUP              0, or 32, 64, 128: W is int8 with a scale of type SCALE for so many columns
+//   BITS               0, or those of a code of W (CODING, SCALE: see fragments.cuh); K is a multiple of 16, of 32 if BITS < 8
+//   GROUP              columns that share a scale: 16, 32, or a multiple of 64
+//   EARLY              1: W is constant. 0: the kernel in front may write it
+#include "fragments.cuh"
 #include "gemm.cuh"
 #include "mma.cuh"
 
 constexpr int STEP = 64;  // columns of K in a stage
 constexpr int THREADS = 32 * WARPS_M * WARPS_N * WARPS_K;
 constexpr int BLOCKS_M = TILE_M / WARPS_M / 16, BLOCKS_N = TILE_N / WARPS_N / 8;  // of a warp
-constexpr bool QUANTIZED = GROUP > 0;
-constexpr int X_BYTES = TILE_M * 128, W_ROW_BYTES = QUANTIZED ? 64 : 128, W_BYTES = TILE_N * W_ROW_BYTES;
-constexpr int SCALES_BYTES = QUANTIZED ? TILE_N * 8 : 0;  // two words for each row
-constexpr int STAGE_BYTES = X_BYTES + W_BYTES + SCALES_BYTES;
-static_assert(BLOCKS_M > 0 && BLOCKS_N % (QUANTIZED ? 4 : 2) == 0 && 4 % WARPS_K == 0, "tile");
+constexpr bool QUANTIZED = BITS > 0, HAS_SUPER_BLOCKS = sizeof(SCALE) == 1;
+constexpr int GROUP_COLUMNS = QUANTIZED ? GROUP : STEP, STEP_GROUPS = GROUP_COLUMNS < STEP ? STEP / GROUP_COLUMNS : 1;
+constexpr int FIRST_BITS = QUANTIZED ? LOW_BITS : 16;  // of elements of W, or of the first of two planes of it
+constexpr int FIRST_AT = TILE_M * 128, HIGH_AT = FIRST_AT + TILE_N * FIRST_BITS * 8, GROUPS_AT = HIGH_AT + TILE_N * HIGH_BITS * 8;
+constexpr int STAGE_BYTES = GROUPS_AT + (QUANTIZED ? TILE_N * STEP_GROUPS * (HAS_ZEROS ? 8 : 4) : 0);
+static_assert(BLOCKS_M > 0 && BLOCKS_N % (QUANTIZED ? 1 : 2) == 0 && 4 % WARPS_K == 0, "tile");
+static_assert(STEP % GROUP_COLUMNS == 0 || GROUP_COLUMNS % STEP == 0, "groups");
 
-// Rows of a stage are 128 (int8: 64) bytes; which 16 bytes of them lie where depends on the row, so that the rows that are
-// read together lie in different banks.
-DEVICE int x_at(int row, int chunk) { return row * 128 + ((chunk ^ (QUANTIZED ? (row & 3) << 1 : row & 7)) << 4); }
-DEVICE int w_at(int row, int chunk) { return row * W_ROW_BYTES + ((chunk ^ (QUANTIZED ? (row >> 1) & 3 : row & 7)) << 4); }
+// Rows of a stage are 8 bytes for each bit of an element. Which 16 bytes of them lie where depends on the row, so that rows that
+// are read together lie in different banks.
+template <int ELEMENT_BITS> DEVICE int chunk_at(int row, int chunk) {
+    constexpr int BYTES = ELEMENT_BITS * 8;
+    return row * BYTES + ((chunk ^ (BYTES == 128 ? row & 7 : BYTES == 64 ? (row >> 1) & 3 : BYTES == 32 ? (row >> 2) & 1 : 0)) << 4);
+}
 
 // The operands, and how they come to shared memory.
 struct Operands {
-    const char *x, *w, *scales;
+    const char *x, *w, *high;
+    const SCALE* scales;
+    const f16* super_scales;
     long long x_stride, w_stride;  // bytes
     int rows, width, columns;      // M; N, or F with EPILOGUE 2; K
     int first_m, first_n;
@@ -39,29 +48,72 @@ struct Operands {
         for (int i = threadIdx.x; i < TILE_M * 8; i += THREADS) {
             const int r = i / 8, chunk = i % 8, m = first_m + r, k = step * STEP + chunk * 8;
             const bool there = m < rows && k < columns;
-            copy_async_or_zero(stage + x_at(r, chunk), there ? x + m * x_stride + k * 2 : x, there);
+            copy_async_or_zero(stage + chunk_at<16>(r, chunk), there ? x + m * x_stride + k * 2 : x, there);
         }
     }
-    DEVICE void fetch_w(char* stage, int step) const {
-        constexpr int CHUNKS = W_ROW_BYTES / 16, WIDE = STEP / CHUNKS;
+    // Elements of 16, 8 or 4 bits.
+    template <int ELEMENT_BITS> DEVICE void fetch_rows(char* to, const char* from, long long stride, int step) const {
+        constexpr int CHUNKS = ELEMENT_BITS / 2, WIDE = 128 / ELEMENT_BITS;
 #pragma unroll
         for (int i = threadIdx.x; i < TILE_N * CHUNKS; i += THREADS) {
             const int r = i / CHUNKS, chunk = i % CHUNKS, n = weight_row(r), k = step * STEP + chunk * WIDE;
             const bool there = n >= 0 && k < columns;
-            copy_async_or_zero(stage + X_BYTES + w_at(r, chunk), there ? w + n * w_stride + k * (16 / WIDE) : w, there);
+            copy_async_or_zero(to + chunk_at<ELEMENT_BITS>(r, chunk), there ? from + n * stride + k * ELEMENT_BITS / 8 : from, there);
         }
-        if (QUANTIZED) fetch_scales(stage + X_BYTES + W_BYTES, step);
     }
-    // The words that hold the scales of these columns. float16: the first may be the upper half of the first word.
-    DEVICE void fetch_scales(char* words, int step) const {
-        constexpr int GROUP_COLUMNS = QUANTIZED ? GROUP : 1;
-        const long long in_row = columns / GROUP_COLUMNS, all = (GATED ? 2 : 1) * width * in_row * (int)sizeof(SCALE);
+    // Elements of 2 bits or 1, a word at a time: rows need not be aligned for more.
+    template <int ELEMENT_BITS> DEVICE void fetch_words(char* to, const char* from, int step) const {
+        constexpr int WORDS = ELEMENT_BITS * 2, WIDE = 32 / ELEMENT_BITS;
 #pragma unroll
-        for (int i = threadIdx.x; i < TILE_N * 2; i += THREADS) {
-            const int n = weight_row(i / 2);
-            const long long byte = ((n * in_row + step * STEP / GROUP_COLUMNS) * (int)sizeof(SCALE) & -4) + i % 2 * 4;
-            const int there = n < 0 || byte >= all ? 0 : (int)min(4ll, all - byte);
-            copy_async_word(words + i * 4, there ? scales + byte : scales, there);
+        for (int i = threadIdx.x; i < TILE_N * WORDS; i += THREADS) {
+            const int n = weight_row(i / WORDS), k = step * STEP + i % WORDS * WIDE;
+            const bool there = n >= 0 && k < columns;
+            copy_async_word(to + i * 4, there ? from + ((long long)n * columns + k) * ELEMENT_BITS / 8 : from, there ? 4 : 0);
+        }
+    }
+    DEVICE void fetch_w(char* stage, int step) const {
+        if (FIRST_BITS == 2) fetch_words<FIRST_BITS>(stage + FIRST_AT, w, step);
+        else fetch_rows<FIRST_BITS>(stage + FIRST_AT, w, QUANTIZED ? (long long)columns * FIRST_BITS / 8 : w_stride, step);
+        if (HIGH_BITS) fetch_words<HIGH_BITS ? HIGH_BITS : 1>(stage + HIGH_AT, high, step);
+    }
+};
+
+// A thread's share of the scales of a stage, on their way through registers.
+struct Scales {
+    static constexpr int COUNT = (TILE_N * STEP_GROUPS + THREADS - 1) / THREADS;
+    static constexpr int PARTS = HAS_ZEROS ? 2 : 1;
+    Pack<SCALE, PARTS> stored[COUNT];
+    Pack<f16, PARTS> of_super_block[COUNT];
+    bool there[COUNT];
+
+    DEVICE void fetch(const Operands& operands, int step) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const int index = i * THREADS + threadIdx.x, n = index < TILE_N * STEP_GROUPS ? operands.weight_row(index % TILE_N) : -1;
+            const int k = step * STEP + index / TILE_N * GROUP_COLUMNS;
+            there[i] = n >= 0 && k < operands.columns;
+            if (!there[i]) continue;
+            const long long in_row = operands.columns / GROUP_COLUMNS;
+            stored[i] = ((const Pack<SCALE, PARTS>*)operands.scales)[n * in_row + k / GROUP_COLUMNS];
+            if (HAS_SUPER_BLOCKS) of_super_block[i] = ((const Pack<f16, PARTS>*)operands.super_scales)[n * (operands.columns / 256ll) + k / 256];
+        }
+    }
+    DEVICE float number(int i, int part) const {
+        return to_float(stored[i].item[part]) * (HAS_SUPER_BLOCKS ? to_float(of_super_block[i].item[part]) : 1.f);
+    }
+    DEVICE void store(char* stage) const {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            const int index = i * THREADS + threadIdx.x;
+            float s = 0.f, z = 0.f;
+            if (there[i]) {
+                s = number(i, 0);
+                if (HAS_ZEROS) z = number(i, PARTS - 1);
+            }
+            const PairGroup group = pair_group<T>(s, z);
+            if (index >= TILE_N * STEP_GROUPS) continue;
+            if (HAS_ZEROS) ((PairGroup*)(stage + GROUPS_AT))[index] = group;
+            else ((unsigned*)(stage + GROUPS_AT))[index] = group.factor;
         }
     }
 };
@@ -71,70 +123,40 @@ struct Products {
     float acc[BLOCKS_M][BLOCKS_N][4] = {};
     int row, column, lane;  // where the warp's part of the tile begins
 
-    DEVICE void multiply(const char* stage, int k, unsigned odd_scales, int step) {  // 16 columns of K
+    DEVICE void multiply(const char* stage, int k) {  // 16 columns of K
         unsigned a[BLOCKS_M][4], b[BLOCKS_N][2];
-        if (QUANTIZED) load_quantized(a, b, stage, k, odd_scales, step);
-        else load(a, b, stage, k);
+#pragma unroll
+        for (int i = 0; i < BLOCKS_M; i++) load_matrices(a[i], stage + chunk_at<16>(row + 16 * i + lane % 16, 2 * k + lane / 16));
+        if (QUANTIZED) load_codes(b, stage, k);
+        else load(b, stage, k);
 #pragma unroll
         for (int i = 0; i < BLOCKS_M; i++)
 #pragma unroll
             for (int j = 0; j < BLOCKS_N; j++) mma_16x8x16<T>(acc[i][j], a[i], b[j][0], b[j][1]);
     }
 
-    DEVICE void load(unsigned (&a)[BLOCKS_M][4], unsigned (&b)[BLOCKS_N][2], const char* stage, int k) const {
-#pragma unroll
-        for (int i = 0; i < BLOCKS_M; i++) load_matrices(a[i], stage + x_at(row + 16 * i + lane % 16, 2 * k + lane / 16));
+    DEVICE void load(unsigned (&b)[BLOCKS_N][2], const char* stage, int k) const {
 #pragma unroll
         for (int j = 0; j < BLOCKS_N; j += 2) {
             unsigned r[4];
-            load_matrices(r, stage + X_BYTES + w_at(column + 8 * j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
+            load_matrices(r, stage + FIRST_AT + chunk_at<16>(column + 8 * j + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
             b[j][0] = r[0], b[j][1] = r[1], b[j + 1][0] = r[2], b[j + 1][1] = r[3];
         }
     }
 
-    // Reading 16 int8 as if they were 8 elements gives each lane four neighbours, columns 4t ... 4t + 3, where the product
-    // wants 2t, 2t + 1, 2t + 8 and 2t + 9. The order of columns is free as long as both operands have the same, so X is read
-    // that way too.
-    DEVICE void load_quantized(unsigned (&a)[BLOCKS_M][4], unsigned (&b)[BLOCKS_N][2], const char* stage, int k, unsigned odd_scales, int step) const {
-        const int g = lane / 4, t = lane % 4;
+    DEVICE void load_codes(unsigned (&b)[BLOCKS_N][2], const char* stage, int k) const {
+        const Place place(lane % 4);
 #pragma unroll
-        for (int i = 0; i < BLOCKS_M; i++) {
-            const int r = row + 16 * i + g, chunk = 2 * k + t / 2, half = t % 2 * 8;
-            const uint2 upper = *(const uint2*)(stage + x_at(r, chunk) + half), lower = *(const uint2*)(stage + x_at(r + 8, chunk) + half);
-            a[i][0] = upper.x, a[i][1] = lower.x, a[i][2] = upper.y, a[i][3] = lower.y;
+        for (int j = 0; j < BLOCKS_N; j++) {
+            const int r = column + 8 * j + lane / 4, index = k * 16 / GROUP_COLUMNS * TILE_N + r;
+            const char* low = stage + FIRST_AT + chunk_at<FIRST_BITS>(r, k * LOW_BITS / 8) + k * LOW_BITS * 2 % 16;
+            Codes<16> codes;
+            codes.load(low, stage + HIGH_AT + r * HIGH_BITS * 8 + k * HIGH_BITS / 2 * 4, k * 16);
+            PairGroup group = {};
+            if (HAS_ZEROS) group = ((const PairGroup*)(stage + GROUPS_AT))[index];
+            else group.factor = ((const unsigned*)(stage + GROUPS_AT))[index];
+            b[j][0] = codes.weights<T>(0, place, group), b[j][1] = codes.weights<T>(1, place, group);
         }
-        constexpr int GROUP_COLUMNS = QUANTIZED ? GROUP : 1;
-        const char* words = stage + X_BYTES + W_BYTES + (column + g) * 8;
-        const unsigned odd = sizeof(SCALE) == 2 && (step * STEP / GROUP_COLUMNS) % 2 ? ~odd_scales : odd_scales;
-#pragma unroll
-        for (int j = 0; j < BLOCKS_N; j += 4) {
-            unsigned r[4];
-            load_matrices(r, stage + X_BYTES + w_at(column + 8 * j + lane, k));
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float scale = to_float(((const SCALE*)(words + (j + i) * 64))[(odd >> (j + i) & 1) + k * 16 / GROUP_COLUMNS]);
-                b[j + i][0] = dequantize<0>(r[i], scale), b[j + i][1] = dequantize<2>(r[i], scale);
-            }
-        }
-    }
-
-    // Bytes FIRST and the next of four int8. 2^23 + u, for u in 0 ... 255, is the float with u in its lowest bits.
-    template <int FIRST> static DEVICE unsigned dequantize(unsigned four, float scale) {
-        const unsigned biased = four ^ 0x80808080u;
-        const float low = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7650 + FIRST)) - 8388736.f;
-        const float high = __uint_as_float(__byte_perm(biased, 0x4b000000u, 0x7651 + FIRST)) - 8388736.f;
-        return pack2<T>(low * scale, high * scale);
-    }
-
-    // The scales of these rows whose index among all scales is odd, a bit for each block of rows.
-    DEVICE unsigned odd_scales(const Operands& operands) const {
-        unsigned odd = 0;
-        if (QUANTIZED && sizeof(SCALE) == 2) {
-            const int in_row = operands.columns / (QUANTIZED ? GROUP : 1);
-#pragma unroll
-            for (int j = 0; j < BLOCKS_N; j++) odd |= (operands.weight_row(column + 8 * j + lane / 4) & in_row & 1) << j;
-        }
-        return odd;
     }
 
     // The sums of all warps that share this part of the tile, in the first of them; whether this is that.
@@ -179,19 +201,26 @@ struct Products {
 
 // Args: rows, width: of Y; columns: K; strides in elements of X, W and Y; tiles_m, tiles_n, raster: see tile_at.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-gemm(const T* x, const void* w, const void* scales, const float* bias, OUT* out, int rows, int width, int columns,
-     long long x_stride, long long w_stride, long long out_stride, int tiles_m, int tiles_n, int raster) {
+gemm(const T* x, const void* w, const void* high, const SCALE* scales, const f16* super_scales, const float* bias, OUT* out, int rows,
+     int width, int columns, long long x_stride, long long w_stride, long long out_stride, int tiles_m, int tiles_n, int raster) {
     const int warp = threadIdx.x / 32, warp_k = warp / (WARPS_M * WARPS_N), part = warp % (WARPS_M * WARPS_N);
     const Tile tile = tile_at(blockIdx.x, tiles_m, tiles_n, raster);
     const int first_m = tile.p * TILE_M, first_n = tile.q * (GATED ? TILE_N / 2 : TILE_N);
-    const Operands operands = {(const char*)x, (const char*)w, (const char*)scales, x_stride * 2, w_stride * (QUANTIZED ? 1 : 2),
+    const Operands operands = {(const char*)x, (const char*)w, (const char*)high, scales, super_scales, x_stride * 2, w_stride * 2,
                                rows, width, columns, first_m, first_n};
     const int steps = ceil_div(columns, STEP);
+    Scales ahead;
     launch_next();
+    if (!EARLY) wait_for_previous();
 #pragma unroll
-    for (int s = 0; s < STAGES - 1; s++)  // the weights do not depend on the kernel in front
-        if (s < steps) operands.fetch_w(shared_memory + s * STAGE_BYTES, s);
-    wait_for_previous();
+    for (int s = 0; s < STAGES - 1; s++) {  // the weights do not depend on the kernel in front
+        if (s >= steps) break;
+        operands.fetch_w(shared_memory + s * STAGE_BYTES, s);
+        if (!QUANTIZED) continue;
+        ahead.fetch(operands, s);
+        ahead.store(shared_memory + s * STAGE_BYTES);
+    }
+    if (EARLY) wait_for_previous();
 #pragma unroll
     for (int s = 0; s < STAGES - 1; s++) {
         if (s < steps) operands.fetch_x(shared_memory + s * STAGE_BYTES, s);
@@ -202,19 +231,20 @@ gemm(const T* x, const void* w, const void* scales, const float* bias, OUT* out,
     products.lane = threadIdx.x % 32;
     products.row = part % WARPS_M * (TILE_M / WARPS_M);
     products.column = part / WARPS_M * (TILE_N / WARPS_N);
-    const unsigned odd_scales = products.odd_scales(operands);
-    int slot = 0, next = STAGES - 1;
+    int slot = 0, next = STAGES - 1, before = 0;  // where this step lies, the next one that is fetched, and that in front of it
     for (int step = 0; step < steps; step++) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
+        if (QUANTIZED && step > 0 && step + STAGES - 2 < steps) ahead.store(shared_memory + before * STAGE_BYTES);
         if (step + STAGES - 1 < steps) {
             operands.fetch_w(shared_memory + next * STAGE_BYTES, step + STAGES - 1);
             operands.fetch_x(shared_memory + next * STAGE_BYTES, step + STAGES - 1);
+            if (QUANTIZED) ahead.fetch(operands, step + STAGES - 1);
         }
         commit_copies();
 #pragma unroll
-        for (int k = 0; k < 4 / WARPS_K; k++)
-            products.multiply(shared_memory + slot * STAGE_BYTES, warp_k * (4 / WARPS_K) + k, odd_scales, step);
+        for (int k = 0; k < 4 / WARPS_K; k++) products.multiply(shared_memory + slot * STAGE_BYTES, warp_k * (4 / WARPS_K) + k);
+        before = next;
         if (++slot == STAGES) slot = 0;
         if (++next == STAGES) next = 0;
     }

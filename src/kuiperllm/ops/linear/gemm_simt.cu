@@ -1,8 +1,10 @@
 // Matrix product with exact float32 products, for operands of any type and alignment: Y[M, N] = X[M, K] W[N, K]^T (+ bias).
 // 256 threads; each makes ROWS x COLUMNS elements of a tile from registers.
 //
-//   T, W      elements of X and of W; `signed char`: int8 groups with scales of type SCALE
+//   T, W      elements of X and of W; no matter which if that is quantized
+//   BITS      0, or those of a code of W; CODING: see codes.cuh; SCALE: type of scales
 //   LOAD      elements that are read at a time: 4, where rows are aligned for that, or 1
+#include "codes.cuh"
 #include "gemm.cuh"
 
 constexpr int STEP = 16;  // columns of K in shared memory at a time
@@ -12,18 +14,17 @@ constexpr int RUN_M = ROWS < 4 ? ROWS : 4, RUN_N = COLUMNS / 2;
 constexpr int X_PIECES = TILE_M * STEP / LOAD / 256, W_PIECES = TILE_N * STEP / LOAD / 256;
 static_assert(X_PIECES > 0 && W_PIECES > 0 && ROWS % RUN_M == 0 && COLUMNS % 2 == 0, "tile");
 
-DEVICE float to_float(signed char x) { return x; }
-
-template <typename Element> DEVICE void read(const Element* p, float scale, float (&values)[LOAD]) {
+template <typename Element> DEVICE void read(const Element* p, float (&values)[LOAD]) {
     const Pack<Element, LOAD> pack = *(const Pack<Element, LOAD>*)p;
 #pragma unroll
-    for (int i = 0; i < LOAD; i++) values[i] = to_float(pack.item[i]) * scale;
+    for (int i = 0; i < LOAD; i++) values[i] = to_float(pack.item[i]);
 }
 
-// Args: as those of gemm_mma.cu; group: columns that share a scale, 0: W has none.
+// Args: as those of gemm_mma.cu; group: columns that share a scale.
 extern "C" __global__ void __launch_bounds__(256)
-gemm(const T* x, const W* w, const SCALE* scales, const float* bias, OUT* out, int rows, int width, int columns,
-     long long x_stride, long long w_stride, long long out_stride, int group, int tiles_m, int tiles_n, int raster) {
+gemm(const T* x, const W* w, const SCALE* scales, const f16* super_scales, const float* bias, OUT* out, int rows,
+     int width, int columns, long long x_stride, long long w_stride, long long out_stride, int group, int tiles_m, int tiles_n,
+     int raster) {
     __shared__ __align__(16) float x_tile[2][STEP][TILE_M + 4], w_tile[2][STEP][TILE_N + 4];
     const int tx = threadIdx.x % 16, ty = threadIdx.x / 16;
     const Tile tile = tile_at(blockIdx.x, tiles_m, tiles_n, raster);
@@ -31,12 +32,21 @@ gemm(const T* x, const W* w, const SCALE* scales, const float* bias, OUT* out, i
     launch_next();
     wait_for_previous();
 
+    auto read_codes = [&](long long n, int k, float (&values)[LOAD]) {
+        constexpr int bits = BITS ? BITS : 8;
+        const Group with = load_group<bits, CODING>(scales, n * (columns / group) + k / group, super_scales, n * (columns / 256) + k / 256);
+#pragma unroll
+        for (int i = 0; i < LOAD; i++) {
+            const float number = centred_code<bits, CODING>((const unsigned char*)w, (GATED ? 2ll : 1ll) * width, columns, n, k + i);
+            values[i] = fmaf(number, with.factor, with.offset);
+        }
+    };
     float x_ahead[X_PIECES][LOAD], w_ahead[W_PIECES][LOAD];
     auto fetch = [&](int k) {  // columns k ... k + STEP to registers
 #pragma unroll
         for (int i = 0; i < X_PIECES; i++) {
             const int piece = i * 256 + threadIdx.x, m = first_m + piece / (STEP / LOAD), at = k + piece % (STEP / LOAD) * LOAD;
-            if (m < rows && at < columns) read(x + m * x_stride + at, 1.f, x_ahead[i]);
+            if (m < rows && at < columns) read(x + m * x_stride + at, x_ahead[i]);
             else for (float& value : x_ahead[i]) value = 0.f;
         }
 #pragma unroll
@@ -45,9 +55,10 @@ gemm(const T* x, const W* w, const SCALE* scales, const float* bias, OUT* out, i
             const bool up = GATED && r >= TILE_N / 2;
             const int column = first_n + (up ? r - TILE_N / 2 : r);
             const long long n = up ? column + width : column;
-            if (column < width && at < columns)
-                read(w + n * w_stride + at, group ? to_float(scales[n * (columns / group) + at / group]) : 1.f, w_ahead[i]);
-            else for (float& value : w_ahead[i]) value = 0.f;
+            if (column < width && at < columns) {
+                if (BITS) read_codes(n, at, w_ahead[i]);
+                else read(w + n * w_stride + at, w_ahead[i]);
+            } else for (float& value : w_ahead[i]) value = 0.f;
         }
     };
     auto stage = [&](int buffer) {  // registers to shared memory, columns of K outermost

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from kuiperllm.errors import KernelError
 
@@ -107,14 +108,14 @@ class Tiling:
         """Pieces of K that fit into shared memory; two blocks share 228 KiB, less 1 KiB for each."""
         limit = 227 << 10 if self.resident == 1 else 113 << 10
         stage = (self.tile_p + self.tile_q) * _STEP * 2
-        return min(_MAX_STAGES, (limit - self._other_bytes(direct)) // (stage + 16))
+        return min(_MAX_STAGES, (limit - self.other_bytes(direct)) // (stage + 16))
 
     def shared_bytes(self, direct: bool) -> int:
         """Shared memory of a block."""
         stage = (self.tile_p + self.tile_q) * _STEP * 2
-        return self.stages(direct) * (stage + 16) + self._other_bytes(direct)
+        return self.stages(direct) * (stage + 16) + self.other_bytes(direct)
 
-    def _other_bytes(self, direct: bool) -> int:
+    def other_bytes(self, direct: bool) -> int:
         """All but the stages and their two barriers: chunks, partial sums, barriers, alignment."""
         chunks = 0 if direct else self.groups * 2 * 64 * self.chunk * 2
         partials = 0
@@ -129,17 +130,20 @@ class Tiling:
         p, q = (n, m) if self.swap else (m, n)
         return -(-p // self.tile_p), -(-q // self.tile_q)
 
-    def clusters(self, m: int, n: int, k: int, multiprocessors: int) -> int:
-        """Clusters to launch: one for each tile that they split, otherwise as many as run at a time."""
+    def clusters(self, m: int, n: int, k: int, multiprocessors: int, step: int = _STEP) -> int:
+        """Clusters to launch: one for each tile that they split, otherwise as many as run at a time.
+
+        `step`: columns of K that a block multiplies at a time.
+        """
         p, q = self.tiles(m, n)
         if self.split == SPLIT_IN_CLUSTER:
             return p * q
         items = p * -(-q // self.cluster) if self.share_p else -(-p // self.cluster) * q
         if self.split == SPLIT_EVENLY:
-            items *= -(-k // _STEP)
-        return min(items, self._most_clusters(multiprocessors))
+            items *= -(-k // step)
+        return min(items, self.most_clusters(multiprocessors))
 
-    def _most_clusters(self, multiprocessors: int) -> int:
+    def most_clusters(self, multiprocessors: int) -> int:
         """Clusters that run at a time. They stay in a group of multiprocessors, which has 16 or 18."""
         usable = multiprocessors // 16 * 16 if self.cluster > 2 else multiprocessors
         return max(1, usable * self.resident // self.cluster)
@@ -162,7 +166,7 @@ class Tiling:
     def estimate(self, m: int, n: int, k: int, multiprocessors: int) -> float:
         """Roughly how many clock cycles a product takes."""
         p, q = self.tiles(m, n)
-        steps, clusters = -(-k // _STEP), self._most_clusters(multiprocessors)
+        steps, clusters = -(-k // _STEP), self.most_clusters(multiprocessors)
         if self.split == SPLIT_EVENLY:
             rounds, passes = 1, -(-p * q * steps // (clusters * self.cluster))
         elif self.split == SPLIT_IN_CLUSTER:
@@ -197,7 +201,7 @@ _MORE_ROWS = """
     n128x160 n128x160c2 n192x128c2 n128x128 n128x128c2 n128x128c2d n128x128e n128x128c2e n128x96
     n128x96c2 n128x64 n128x64c2 n128x64c2d n64x128 n64x128c2 n64x128c2d n64x96 n64x96c2 n64x64c2
     n64x64c4 s64x64c4 s64x128 s64x128c2 s64x128c2d s64x128e s64x128c2e s128x128 s128x128c2 s128x128e
-    s128x128c2e s192x64 s128x256c2
+    s128x128c2e s192x64 s128x256c2 n128x256c2e s128x256c2e n128x96c2d
 """  # of those that promise the same the first is taken
 
 
@@ -245,7 +249,12 @@ def choose(m: int, n: int, k: int, epilogue: int, direct: bool, multiprocessors:
     return candidates(m, n, k, multiprocessors, epilogue, direct)[0]
 
 
-def measured(m: int, n: int, k: int, known: Table) -> Iterable[Tiling]:
+T = TypeVar("T")
+
+
+def measured(
+    m: int, n: int, k: int, known: Mapping[tuple[int, int], Mapping[int, tuple[T, ...]]]
+) -> tuple[T, ...]:
     """What was best for the nearest shape that was measured, best first; nothing if none is near."""
 
     def distance(shape: tuple[int, int]) -> float:

@@ -3,10 +3,10 @@
 #include "gemm.cuh"
 #include "hopper.cuh"
 
-constexpr int STEP = 64;                 // columns of K in a stage: 128 bytes, as wide as a swizzled row can be
+// The kernel says: STEP, the columns of K in a stage, and P_BYTES, what a stage holds of P.
 constexpr int GROUPS = TILE_P / 64;      // warpgroups that multiply
 constexpr int ACCUMULATORS = TILE_Q / 2; // of a thread
-constexpr int P_BYTES = TILE_P * 128, Q_BYTES = TILE_Q * 128, STAGE_BYTES = P_BYTES + Q_BYTES;
+constexpr int Q_BYTES = TILE_Q * STEP * 2, STAGE_BYTES = P_BYTES + Q_BYTES;
 constexpr bool SHARING = CLUSTER > 1 && SPLIT != 2;
 constexpr int ROWS_P = SHARING && SHARE_P ? TILE_P / CLUSTER : TILE_P;    // that one block copies
 constexpr int ROWS_Q = SHARING && !SHARE_P ? TILE_Q / CLUSTER : TILE_Q;

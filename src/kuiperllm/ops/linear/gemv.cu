@@ -6,8 +6,11 @@
 // memory, so that no two blocks of one launch share one; it fills before the kernel in front of this one has ended,
 // since W does not depend on it.
 //
-// Parameters beside those of gemv.cuh: ROWS of x; W, the type of the matrix; for int8 GROUP columns share a scale of
-// type SCALE; STAGES of the ring; MIN_BLOCKS that must fit a multiprocessor's registers.
+// The kernel behind this one may start when each warp has multiplied `launch_after` pairs of rows: at once, unless that is a
+// small one that fits beside this one and would ask for memory too early.
+//
+// Parameters beside those of gemv.cuh: ROWS of x; W, the type of the matrix; STAGES of the ring; MIN_BLOCKS that must fit a
+// multiprocessor's registers.
 #include "gemv.cuh"
 
 using Weight = W;
@@ -15,13 +18,9 @@ constexpr int W_VECTOR = VECTOR<Weight>, W_VECTORS = K / W_VECTOR;
 constexpr int CHUNK = (W_VECTORS + CHUNKS - 1) / CHUNKS;  // vectors of a row that a warp multiplies
 constexpr int STEPS = (CHUNK + 31) / 32;                  // of which a lane
 constexpr long long ROW_BYTES = W_VECTORS * VECTOR_BYTES;
-constexpr int VALUE_BYTES = CHUNK * VECTOR_BYTES;
-constexpr int SCALE_BYTES = GROUP ? (CHUNK * 4 + 15) / 16 * 16 : 0;  // a word for each vector
-constexpr int SLOT_BYTES = VALUE_BYTES + SCALE_BYTES, STAGE_BYTES = 2 * SLOT_BYTES;
+constexpr int SLOT_BYTES = CHUNK * VECTOR_BYTES, STAGE_BYTES = 2 * SLOT_BYTES;
 constexpr bool X_IN_REGISTERS = ROWS == 1;
 constexpr bool X_STAGED = !(X_IN_REGISTERS && PROLOGUE == PLAIN);  // x passes through shared memory, as floats
-constexpr int SCALE_STEP = GROUP ? 32 * W_VECTOR / (GROUP ? GROUP : 1) : 0;
-constexpr int ROW_SCALES = GROUP ? K / (GROUP ? GROUP : 1) : 0;
 constexpr int SUMS = ROWS == 1 ? 2 : ROWS == 2 ? 4 : ROWS <= 4 ? 8 : 16;
 
 // What a lane multiplies: vectors 32 apart of its warp's chunk of each row.
@@ -34,8 +33,6 @@ struct Lane {
         return ((step + 1) * 32 <= CHUNK || vector < CHUNK) && (W_VECTORS % CHUNKS == 0 || chunk * CHUNK + vector < W_VECTORS);
     }
     DEVICE int vector(int step) const { return chunk * CHUNK + step * 32 + lane; }
-    // Which of the scales of a row the first vector needs; the next ones' are SCALE_STEP apart.
-    DEVICE int scale() const { return vector(0) * W_VECTOR / (GROUP ? GROUP : 1); }
 };
 
 // Two rows of the matrix at a time, from memory to a slot of the ring.
@@ -43,27 +40,21 @@ struct Fetcher {
     Lane mine;
     const char* values;       // of the next row, where this lane begins
     long long next, second;   // bytes from there to the row after the next two, and to the second of these
-    const SCALE* scales;
-    int scale, scale_next, scale_second;
     int pairs, rows;          // left to be fetched
 
     DEVICE void fetch(char* slot) {
         if (pairs > 0) {
-            copy_row(slot, values, scale);
-            if (GATED || rows > 1) copy_row(slot + SLOT_BYTES, values + second, scale + scale_second);
-            values += next, scale += scale_next, rows -= 2, pairs--;
+            copy_row(slot, values);
+            if (GATED || rows > 1) copy_row(slot + SLOT_BYTES, values + second);
+            values += next, rows -= 2, pairs--;
         }
         commit_copies();
     }
 
-    DEVICE void copy_row(char* slot, const char* from, int first_scale) {
-        const SCALE* words = word_with(scales, first_scale);
+    DEVICE void copy_row(char* slot, const char* from) {
 #pragma unroll
-        for (int step = 0; step < STEPS; step++) {
-            if (!mine.has(step)) continue;
-            copy_async(slot + mine.lane * VECTOR_BYTES + step * 512, from + step * 512);
-            if (GROUP) copy_async_word(slot + VALUE_BYTES + (step * 32 + mine.lane) * 4, words + step * SCALE_STEP, 4);
-        }
+        for (int step = 0; step < STEPS; step++)
+            if (mine.has(step)) copy_async(slot + mine.lane * VECTOR_BYTES + step * 512, from + step * 512);
     }
 };
 
@@ -117,40 +108,28 @@ struct Operand {
 };
 
 // COUNT rows of the matrix (one or two) times the rows of x, for the vectors of one lane.
-template <int COUNT> DEVICE void multiply(const char* slot, Lane mine, const Operand& x, const int (&scale_at)[2], float (&sum)[SUMS]) {
+template <int COUNT> DEVICE void multiply(const char* slot, Lane mine, const Operand& x, float (&sum)[SUMS]) {
     constexpr int CHAINS = ROWS == 1 ? 4 : 1;  // sums that do not wait for each other
     float part[COUNT][ROWS][CHAINS];
 #pragma unroll
     for (int i = 0; i < COUNT * ROWS * CHAINS; i++) part[i / (ROWS * CHAINS)][i / CHAINS % ROWS][i % CHAINS] = 0.f;
 #pragma unroll
     for (int step = 0; step < STEPS; step++) {
-        float w[COUNT][W_VECTOR], scale[COUNT];
+        float w[COUNT][W_VECTOR];
 #pragma unroll
         for (int half = 0; half < COUNT; half++) {
-            const char* row = slot + half * SLOT_BYTES;
             uint4 v = make_uint4(0, 0, 0, 0);
-            if (mine.has(step)) v = *(const uint4*)(row + mine.lane * VECTOR_BYTES + step * 512);
+            if (mine.has(step)) v = *(const uint4*)(slot + half * SLOT_BYTES + mine.lane * VECTOR_BYTES + step * 512);
             unpack(v, w[half], Weight());
-            scale[half] = 0.f;
-            if (GROUP && mine.has(step))
-                scale[half] = scale_in(row + VALUE_BYTES + (step * 32 + mine.lane) * 4, scale_at[half], SCALE());
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             float xs[W_VECTOR];
             x.get(mine, r, step, xs);
 #pragma unroll
-            for (int half = 0; half < COUNT; half++) {
-                if (GROUP) {
-                    float group[4] = {0.f, 0.f, 0.f, 0.f};
+            for (int half = 0; half < COUNT; half++)
 #pragma unroll
-                    for (int e = 0; e < W_VECTOR; e++) group[e % 4] += w[half][e] * xs[e];
-                    part[half][r][step % CHAINS] += scale[half] * ((group[0] + group[1]) + (group[2] + group[3]));
-                } else {
-#pragma unroll
-                    for (int e = 0; e < W_VECTOR; e++) part[half][r][e % CHAINS] += w[half][e] * xs[e];
-                }
-            }
+                for (int e = 0; e < W_VECTOR; e++) part[half][r][e % CHAINS] += w[half][e] * xs[e];
         }
     }
 #pragma unroll
@@ -201,8 +180,8 @@ DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWe
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     const T* x, int x_stride, const float2* stats, const float* norm_weight, float eps,
-    const char* weight, const SCALE* scales, const float* bias,
-    OUT* out, int out_stride, int outputs, int share, int extra) {
+    const char* weight, const float* bias,
+    OUT* out, int out_stride, int outputs, int share, int extra, int launch_after) {
     __shared__ float squares[ROWS * WARPS];
     const Share mine = share_of_block(share, extra);
     const int warp = threadIdx.x / 32, group = warp / CHUNKS;
@@ -216,12 +195,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     const int pairs = GATED ? count : (count + 1) / 2;
     const int first = mine.first + group, next = GATED ? GROUPS : 2 * GROUPS, second = GATED ? outputs : GROUPS;
     Fetcher fetcher = {
-        lane, weight + first * ROW_BYTES + lane.vector(0) * VECTOR_BYTES, next * ROW_BYTES, second * ROW_BYTES,
-        scales, first * ROW_SCALES + lane.scale(), next * ROW_SCALES, second * ROW_SCALES,
-        pairs, count};
+        lane, weight + first * ROW_BYTES + lane.vector(0) * VECTOR_BYTES, next * ROW_BYTES, second * ROW_BYTES, pairs, count};
 #pragma unroll (STAGES <= 6 ? STAGES : 1)
     for (int stage = 0; stage < STAGES; stage++) fetcher.fetch(ring + stage * STAGE_BYTES);
-    launch_next();
+    if (launch_after == 0 || launch_after > pairs) launch_next();
 
     Outputs results(out, out_stride, outputs, ROWS, mine, bias);
     NormWeights norm;
@@ -235,18 +212,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     if constexpr (!X_STAGED) operand.load_row(x, lane);
 
     char* slot = ring;
-    int scale_at[2] = {first * ROW_SCALES + lane.scale(), (first + second) * ROW_SCALES + lane.scale()};
     for (int pair = 0; pair < pairs; pair++) {
         const bool both = GATED || 2 * pair + 1 < count;
         float sum[SUMS];
 #pragma unroll
         for (int i = 0; i < SUMS; i++) sum[i] = 0.f;
         wait_for_copies<STAGES - 1>();
-        if (both) multiply<2>(slot, lane, operand, scale_at, sum);
-        else multiply<1>(slot, lane, operand, scale_at, sum);
+        if (both) multiply<2>(slot, lane, operand, sum);
+        else multiply<1>(slot, lane, operand, sum);
         fetcher.fetch(slot);
+        if (pair + 1 == launch_after) launch_next();
         slot = slot == ring + (STAGES - 1) * STAGE_BYTES ? ring : slot + STAGE_BYTES;
-        if (GROUP) scale_at[0] += next * ROW_SCALES, scale_at[1] += next * ROW_SCALES;
 
         float total = warp_sums(sum);
         const int index = lane.lane / (32 / SUMS), half = index / (SUMS / 2), row = index % (SUMS / 2);

@@ -94,25 +94,6 @@ DEVICE void merge_splits(const T* partial, const float2* stats, int vector, floa
     for (int e = 0; e < VECTOR<T>; e++) merged[e] *= inverse;
 }
 
-// --- int8 groups --------------------------------------------------------------------------------------------------
-
-// 4 int8: a byte + 128 as the lowest bits of 2^23 makes 2^23 + byte + 128.
-DEVICE void unpack_bytes(unsigned bytes, float* x) {
-    bytes ^= 0x80808080u;
-#pragma unroll
-    for (int i = 0; i < 4; i++) x[i] = __uint_as_float(__byte_perm(bytes, 0x4b000000u, 0x7440 + i)) - 8388736.f;
-}
-DEVICE void unpack(uint4 v, float (&x)[16], signed char) {
-    unpack_bytes(v.x, x), unpack_bytes(v.y, x + 4), unpack_bytes(v.z, x + 8), unpack_bytes(v.w, x + 12);
-}
-
-// Scales come in words: a float32, or two neighbouring float16, one of which is wanted. (There is an even number of them.)
-constexpr int SCALES_OF_WORD = 4 / (int)sizeof(SCALE);
-
-DEVICE const SCALE* word_with(const SCALE* scales, int index) { return scales + (index & -SCALES_OF_WORD); }
-DEVICE float scale_in(const char* word, int, float) { return *(const float*)word; }
-DEVICE float scale_in(const char* word, int index, f16) { return to_float(((const f16*)word)[index & 1]); }
-
 // --- sums -----------------------------------------------------------------------------------------------------------
 
 // COUNT values (a power of two), each summed over WIDTH neighbouring lanes: of these, lane l gets sum number

@@ -8,9 +8,12 @@ from pathlib import Path
 from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.linear.cuda_weights import row_bytes
-from kuiperllm.ops.linear.gemv_plan import MAX_GEMV_ROWS, THREADS, Plan, Problem, plan
-from kuiperllm.ops.linear.weight import LinearWeight
+from kuiperllm.ops.linear.gemv_plan import plan
+from kuiperllm.ops.linear.gemv_problem import MAX_GEMV_ROWS, THREADS, Plan, Problem
+from kuiperllm.ops.linear.planes import in_stored_order, second_plane, template
+from kuiperllm.ops.linear.weight import LinearWeight, WeightFormat
 from kuiperllm.ops.rms_norm import rms_norm
+from kuiperllm.quant import Scheme
 
 __all__ = ["MAX_GEMV_ROWS", "gemv", "gemv_merge"]
 
@@ -54,15 +57,29 @@ def gemv(
     )
     if 0 in out.shape:
         return
+    if weight.columns is not None and norm_weight is not None:
+        x, norm_weight, problem = rms_norm(x, norm_weight, eps), None, problem._replace(prologue="PLAIN")
+    _multiply(in_stored_order(x, weight), weight, out, problem, norm_weight, eps)
+
+
+def _multiply(
+    x: Tensor,
+    weight: LinearWeight,
+    out: Tensor,
+    problem: Problem,
+    norm_weight: Tensor | None = None,
+    eps: float = 0.0,
+) -> None:
+    """Launch the fastest kernel that takes operands like these."""
     found = _plan(x.device, problem) if _is_aligned(x, norm_weight) else None
     if found is not None:
         run(found, problem, x, weight, out, norm_weight=norm_weight, eps=eps)
     elif norm_weight is not None:
-        gemv(rms_norm(x, norm_weight, eps), weight, out, accumulate=accumulate, swiglu=swiglu)
+        _multiply(rms_norm(x, norm_weight, eps), weight, out, problem._replace(prologue="PLAIN"))
     elif problem.rows > 1 and _plan(x.device, problem._replace(rows=1)) is not None and _is_aligned(x):
         half = problem.rows // 2  # all rows of x together do not fit beside the matrix's
-        gemv(x[:half], weight, out[:half], accumulate=accumulate, swiglu=swiglu)
-        gemv(x[half:], weight, out[half:], accumulate=accumulate, swiglu=swiglu)
+        _multiply(x[:half], weight, out[:half], problem._replace(rows=half))
+        _multiply(x[half:], weight, out[half:], problem._replace(rows=problem.rows - half))
     else:
         run_any(problem, x, weight, out)
 
@@ -95,7 +112,7 @@ def gemv_merge(partial: Tensor, stats: Tensor, weight: LinearWeight, residual: T
     )
     if 0 in residual.shape:
         return
-    found = _plan(partial.device, problem)
+    found = _plan(partial.device, problem) if weight.columns is None else None
     if found is not None:
         run(found, problem, partial, weight, residual, stats=stats)
         return
@@ -119,12 +136,15 @@ def run(
     eps: float = 0.0,
 ) -> None:
     """Launch what was planned."""
-    rows = (problem.rows,) if found.method == "tensor" else ()
+    rows = () if found.method == "vector" else (problem.rows,)
+    after = () if found.method == "tensor" else (found.launch_after,)
+    matrix: tuple[Tensor | None, ...] = (weight.data,)
+    if found.method == "codes":
+        matrix = (weight.data, second_plane(weight), weight.scales, weight.super_scales)
     launch(
         found.kernel, found.grid, THREADS,
-        x, x.strides[0], *rows, stats, norm_weight, eps, weight.data, weight.scales, weight.bias,
-        out, out.strides[0], problem.outputs, found.share, found.extra,
-        shared=found.shared,
+        x, x.strides[0], *rows, stats, norm_weight, eps, *matrix, weight.bias,
+        out, out.strides[0], problem.outputs, found.share, found.extra, *after, shared=found.shared,
     )  # fmt: skip
 
 
@@ -142,31 +162,25 @@ def _is_aligned(x: Tensor, norm_weight: Tensor | None = None) -> bool:
 
 def run_any(problem: Problem, x: Tensor, weight: LinearWeight, out: Tensor) -> None:
     """Launch the kernel for any size and alignment, with plain loads; x is taken as it is."""
+    in_row = 0 if isinstance(problem.format, Scheme) else row_bytes(problem.format, problem.k)
     launch(
-        _any_kernel(
-            problem.activation, problem.weight, problem.out, problem.group, problem.scales,
-            problem.epilogue, problem.bias,
-        ),
+        _any_kernel(problem.activation, problem.format, problem.out, problem.epilogue, problem.bias),
         (-(-problem.outputs // _ANY_WARPS), problem.rows), 32 * _ANY_WARPS,
-        x, x.strides[0], problem.k, weight.data, row_bytes(problem.format, problem.k), weight.scales,
-        weight.bias, out, out.strides[0], problem.outputs,
+        x, x.strides[0], problem.k, weight.data, in_row, weight.scales, weight.super_scales, weight.bias,
+        out, out.strides[0], problem.outputs, weight.out_features,
     )  # fmt: skip
 
 
 @cache
-def _any_kernel(
-    activation: DType, weight: DType, out: DType, group: int, scales: DType, epilogue: str, bias: bool
-) -> Kernel:
+def _any_kernel(activation: DType, format: WeightFormat, out: DType, epilogue: str, bias: bool) -> Kernel:
+    kind, group = (DType.float32, format.group_size) if isinstance(format, Scheme) else (format, 0)
     return Kernel(
         _ANY_SOURCE, "gemv_any",
-        T=activation, W=weight, OUT=out, GROUP=group, SCALE=scales, EPILOGUE=epilogue, HAS_BIAS=bias,
+        T=activation, OUT=out, EPILOGUE=epilogue, HAS_BIAS=bias,
+        W=kind, GROUP=group, **template(format),
     )  # fmt: skip
 
 
 @cache
 def _merge_kernel(activation: DType) -> Kernel:
-    return Kernel(
-        _MERGE_SOURCE, "merge_splits",
-        T=activation, W=activation, OUT=activation, SCALE=activation, GROUP=0, EPILOGUE="STORE",
-        HAS_BIAS=False,
-    )  # fmt: skip
+    return Kernel(_MERGE_SOURCE, "merge_splits", T=activation)

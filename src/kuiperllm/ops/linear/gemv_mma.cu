@@ -1,5 +1,5 @@
-// Matrix times 1 to 8 vectors on tensor cores: like gemv.cu, for 16-bit weights and int8 groups, where each number of rows
-// of x costs the same.
+// Matrix times 1 to 8 vectors on tensor cores: like gemv.cu, for 16-bit weights, where each number of rows of x costs the
+// same.
 //
 // A product of tensor cores takes 16 rows of W, 8 rows of x and 16 of their columns, in any order of the columns. The
 // order here is the one in which a lane brings 16 bytes of a row: with g = lane / 4 and t = lane % 4, a lane brings
@@ -8,24 +8,20 @@
 //
 // x either passes through the ring beside W (PROLOGUE PLAIN) or lies in shared memory as lanes need it.
 //
-// Parameters beside those of gemv.cuh: W (T or int8); for int8 GROUP columns share a float16 scale; STAGES of the ring.
+// Parameters beside those of gemv.cuh: STAGES of the ring.
 #include "mma.cuh"
 #include "gemv.cuh"
 
-using Weight = W;
 constexpr int MAX_ROWS = 8;
 constexpr int TILE = GATED ? 8 : 16;                         // outputs of a tile of 16 rows of W
 constexpr int UNIT_BYTES = 64, UNITS = 2;                    // of a row of W; of a stage
-constexpr int UNIT_K = UNIT_BYTES / (int)sizeof(Weight);
+constexpr int UNIT_K = UNIT_BYTES / (int)sizeof(T);
 constexpr int STEP_K = UNITS * UNIT_K, STEPS = (K + STEP_K - 1) / STEP_K;
-constexpr long long ROW_BYTES = K * (int)sizeof(Weight);
-constexpr int X_HALVES = GROUP ? 2 : 1;                      // vectors of x for 16 bytes of W
+constexpr long long ROW_BYTES = K * (int)sizeof(T);
 constexpr int PIECE = 512;                                   // 16 bytes for each lane
-constexpr int SCALE_BYTES = GROUP ? 128 : 0;                 // 4 bytes for each lane
-constexpr int HALF_BYTES = PIECE + SCALE_BYTES;              // a lane's share of one row of W
 constexpr bool X_STREAMED = PROLOGUE == PLAIN;
-constexpr int UNIT_SLOT = 2 * HALF_BYTES + (X_STREAMED ? X_HALVES * PIECE : 0), STAGE_BYTES = UNITS * UNIT_SLOT;
-constexpr int ROW_SCALES = GROUP ? K / (GROUP ? GROUP : 1) : 0;
+constexpr int UNIT_SLOT = (X_STREAMED ? 3 : 2) * PIECE, STAGE_BYTES = UNITS * UNIT_SLOT;
+static_assert(sizeof(T) == 2, "tensor cores take 16 bits");
 
 struct Lane {
     int lane, g, t;
@@ -33,47 +29,38 @@ struct Lane {
     DEVICE bool has(int unit) const { return K % STEP_K == 0 || unit * UNIT_BYTES + t * VECTOR_BYTES < ROW_BYTES; }
 };
 
-// The (first) scale of a unit of a row. With groups of 32 it has two, which lie in one word.
-DEVICE int scale_of(int unit) { return unit * UNIT_K / (GROUP ? GROUP : 1); }
-
 // Pieces of tiles of the matrix, from memory to a stage of the ring. A warp walks along the columns (its steps [begin,
 // end)) of one tile, then of the next of its tiles.
 struct Fetcher {
     Lane mine;
     const char* weight;
-    const SCALE* scales;
     int outputs, begin, end;
     Share share;
     int left, tile, step;                // steps to be fetched, and the next
     const char *low, *high;              // where this lane goes on in its two rows of the tile
-    int low_row, high_row;
     bool has_low, has_high;
 
     DEVICE void start_tile() {
         step = begin;
         const int output = tile * TILE + mine.g, second = GATED ? output : output + 8;
         has_low = output < share.count, has_high = second < share.count;
-        low_row = share.first + output, high_row = share.first + second + (GATED ? outputs : 0);
+        const int low_row = share.first + output, high_row = share.first + second + (GATED ? outputs : 0);
         const int column = begin * (UNITS * UNIT_BYTES) + mine.t * VECTOR_BYTES;
         low = weight + low_row * ROW_BYTES + column, high = weight + high_row * ROW_BYTES + column;
     }
     DEVICE void fetch(char* stage) {
         if (left > 0) {
-            copy_half(stage, low, has_low, low_row);
-            copy_half(stage + HALF_BYTES, high, has_high, high_row);
+            copy_half(stage, low, has_low);
+            copy_half(stage + PIECE, high, has_high);
             low += UNITS * UNIT_BYTES, high += UNITS * UNIT_BYTES;
             left--;
             if (++step == end) tile += GROUPS, start_tile();
         }
     }
-    DEVICE void copy_half(char* slot, const char* from, bool is_row, int row) const {
+    DEVICE void copy_half(char* slot, const char* from, bool is_row) const {
 #pragma unroll
-        for (int u = 0; u < UNITS; u++) {
-            const int unit = step * UNITS + u;
-            const bool valid = is_row && mine.has(unit);
-            copy_async_or_zero(slot + u * UNIT_SLOT + mine.lane * VECTOR_BYTES, from + u * UNIT_BYTES, valid);
-            if (GROUP) copy_async_word(slot + u * UNIT_SLOT + PIECE + mine.lane * 4, word_with(scales, row * ROW_SCALES + scale_of(unit)), valid ? 4 : 0);
-        }
+        for (int u = 0; u < UNITS; u++)
+            copy_async_or_zero(slot + u * UNIT_SLOT + mine.lane * VECTOR_BYTES, from + u * UNIT_BYTES, is_row && mine.has(step * UNITS + u));
     }
 };
 
@@ -87,11 +74,7 @@ struct XFetcher {
         if (left <= 0) return;
 #pragma unroll
         for (int u = 0; u < UNITS; u++)
-#pragma unroll
-            for (int h = 0; h < X_HALVES; h++)
-                copy_async_or_zero(
-                    stage + u * UNIT_SLOT + 2 * HALF_BYTES + h * PIECE + mine.lane * VECTOR_BYTES,
-                    next + u * UNIT_K + h * VECTOR<T>, mine.has(step * UNITS + u));
+            copy_async_or_zero(stage + u * UNIT_SLOT + 2 * PIECE + mine.lane * VECTOR_BYTES, next + u * UNIT_K, mine.has(step * UNITS + u));
         next += STEP_K, left--;
         if (++step == end) step = begin, next -= (end - begin) * STEP_K;
     }
@@ -99,9 +82,7 @@ struct XFetcher {
 
 // Where a vector of a row of x lies in shared memory: those that the lanes need at once are neighbours.
 DEVICE int place_of_x(int row, int vector, int rows) {
-    constexpr int UNIT_VECTORS = 4 * X_HALVES;
-    int unit = vector / UNIT_VECTORS, t = vector % UNIT_VECTORS / X_HALVES, h = vector % X_HALVES;
-    return ((unit * X_HALVES + h) * rows + row) * 4 + t;
+    return (vector / 4 * rows + row) * 4 + vector % 4;
 }
 
 // Rows of x to shared memory, normalized or merged, rounded to T, zeros behind them.
@@ -166,48 +147,14 @@ DEVICE void multiply(float (&sum)[4], unsigned low0, unsigned high0, unsigned lo
     mma_16x8x16<T>(sum, a, x0, x1);
 }
 
-DEVICE void multiply_unit(float (&sum)[4], uint4 low, uint4 high, const uint4 (&x)[X_HALVES], T) {
-    multiply(sum, low.x, high.x, low.y, high.y, x[0].x, x[0].y);
-    multiply(sum, low.z, high.z, low.w, high.w, x[0].z, x[0].w);
-}
-
-// 4 int8 as T, which holds them exactly.
-DEVICE uint2 widen(unsigned bytes) {
-    float x[4];
-    unpack_bytes(bytes, x);
-    return make_uint2(pack2<T>(x[0], x[1]), pack2<T>(x[2], x[3]));
-}
-
-DEVICE void multiply_unit(float (&sum)[4], uint4 low, uint4 high, const uint4 (&x)[X_HALVES], signed char) {
-    const unsigned w[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
-    const unsigned b[8] = {x[0].x, x[0].y, x[0].z, x[0].w, x[X_HALVES - 1].x, x[X_HALVES - 1].y, x[X_HALVES - 1].z, x[X_HALVES - 1].w};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint2 a = widen(w[0][i]), c = widen(w[1][i]);
-        multiply(sum, a.x, c.x, a.y, c.y, b[2 * i], b[2 * i + 1]);
-    }
-}
-
-// The same for int8 groups, each with its scale: `scale` are the words that lie beside the values.
-DEVICE void multiply_groups(float (&sum)[4], uint4 low, uint4 high, const uint4 (&x)[X_HALVES], const char* words, int index_low, int index_high, int t) {
-    constexpr int PARTS = GROUP == 32 ? 2 : 1;  // groups of a unit: lanes with t < 2 have the first
-#pragma unroll
-    for (int part = 0; part < PARTS; part++) {
-        bool mine = PARTS == 1 || t / 2 == part;
-        uint4 own[X_HALVES];
-#pragma unroll
-        for (int h = 0; h < X_HALVES; h++) own[h] = mine ? x[h] : make_uint4(0, 0, 0, 0);
-        float product[4] = {0.f, 0.f, 0.f, 0.f};
-        multiply_unit(product, low, high, own, Weight());
-        float scale_low = scale_in(words, index_low + part, SCALE()), scale_high = scale_in(words + HALF_BYTES, index_high + part, SCALE());
-        sum[0] += scale_low * product[0], sum[1] += scale_low * product[1];
-        sum[2] += scale_high * product[2], sum[3] += scale_high * product[3];
-    }
+DEVICE void multiply_unit(float (&sum)[4], uint4 low, uint4 high, uint4 x) {
+    multiply(sum, low.x, high.x, low.y, high.y, x.x, x.y);
+    multiply(sum, low.z, high.z, low.w, high.w, x.z, x.w);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     const T* x, int x_stride, int rows, const float2* stats, const float* norm_weight, float eps,
-    const char* weight, const SCALE* scales, const float* bias,
+    const char* weight, const float* bias,
     OUT* out, int out_stride, int outputs, int share, int extra) {
     __shared__ float squares[MAX_ROWS * WARPS];
     const Share mine = share_of_block(share, extra);
@@ -222,7 +169,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
     const int count = own_tiles * (end - begin);
-    Fetcher fetcher = {lane, weight, scales, outputs, begin, end, mine, count, group};
+    Fetcher fetcher = {lane, weight, outputs, begin, end, mine, count, group};
     fetcher.start_tile();
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
@@ -236,7 +183,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     if constexpr (PROLOGUE == NORM) norm.load(norm_weight);
     wait_for_previous();
     results.load_addend();
-    const T* own_x = x + (long long)lane.g * x_stride + begin * STEP_K + lane.t * (X_HALVES * VECTOR<T>);
+    const T* own_x = x + (long long)lane.g * x_stride + begin * STEP_K + lane.t * VECTOR<T>;
     XFetcher x_fetcher = {lane, own_x, begin, end, lane.g < rows ? count : 0, begin};  // sums of rows there are not are not used
     if constexpr (X_STREAMED) {
 #pragma unroll 1
@@ -250,31 +197,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
 
     char* stage = ring;
     int tile = group, step = begin;
-    const int x_step = UNITS * X_HALVES * 4 * rows;
+    const int x_step = UNITS * 4 * rows;
     const uint4* x_first = xs + begin * x_step + min(lane.g, rows - 1) * 4 + lane.t;
     const uint4* x_next = x_first;
     float sum[4] = {0.f, 0.f, 0.f, 0.f};
     for (int i = 0; i < count; i++) {
         wait_for_copies<STAGES - 1>();
-        uint4 low[UNITS], high[UNITS], xv[UNITS][X_HALVES];
+        uint4 low[UNITS], high[UNITS], xv[UNITS];
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
             const char* slot = stage + u * UNIT_SLOT + lane.lane * VECTOR_BYTES;
-            low[u] = *(const uint4*)slot, high[u] = *(const uint4*)(slot + HALF_BYTES);
-#pragma unroll
-            for (int h = 0; h < X_HALVES; h++)
-                xv[u][h] = X_STREAMED ? *(const uint4*)(slot + 2 * HALF_BYTES + h * PIECE) : x_next[(u * X_HALVES + h) * 4 * rows];
+            low[u] = *(const uint4*)slot, high[u] = *(const uint4*)(slot + PIECE);
+            xv[u] = X_STREAMED ? *(const uint4*)(slot + 2 * PIECE) : x_next[u * 4 * rows];
         }
 #pragma unroll
-        for (int u = 0; u < UNITS; u++) {
-            if constexpr (GROUP != 0) {
-                int in_row = scale_of(step * UNITS + u), output = mine.first + tile * TILE + lane.g;
-                int row_high = output + (GATED ? outputs : 8);
-                multiply_groups(sum, low[u], high[u], xv[u], stage + u * UNIT_SLOT + PIECE + lane.lane * 4, output * ROW_SCALES + in_row, row_high * ROW_SCALES + in_row, lane.t);
-            } else {
-                multiply_unit(sum, low[u], high[u], xv[u], Weight());
-            }
-        }
+        for (int u = 0; u < UNITS; u++) multiply_unit(sum, low[u], high[u], xv[u]);
         fetcher.fetch(stage);
         if constexpr (X_STREAMED) x_fetcher.fetch(stage);
         commit_copies();

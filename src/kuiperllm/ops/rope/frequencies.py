@@ -43,6 +43,19 @@ def inverse_frequencies(
     return frequencies.astype(np.float32), attention_factor
 
 
+def frequency_divisors(head_dim: int, theta: float, scaling: RopeScaling) -> NDArray[np.float32]:
+    """What a scaling without attention factor divides each pair's frequency by, float32 [d / 2].
+
+    Raises:
+        ConfigError: as `inverse_frequencies`.
+    """
+    if scaling.freq_factors is not None:
+        return np.array(scaling.freq_factors, np.float32)
+    plain, _ = _scaled(head_dim, theta, RopeScaling())
+    scaled, _ = _scaled(head_dim, theta, scaling)
+    return (plain / scaled).astype(np.float32)
+
+
 def cos_sin_table(
     head_dim: int, theta: float, max_positions: int, scaling: RopeScaling | None = None
 ) -> NDArray[np.float32]:

@@ -10,12 +10,21 @@ from kuiperllm.ops.logits import MAX_BLOCKS, ROW_THREADS, blocks_per_row
 
 _BINS = 2048
 _CAPACITY = 4096
-_STATE_BYTES = 12 * MAX_BLOCKS + 12 * _BINS + 8 * _CAPACITY + MAX_BLOCKS * ROW_THREADS // 4 + 40
-"""What the kernels keep for one row: `RowState` in cuda.cu."""
+_SPANS = MAX_BLOCKS * ROW_THREADS // 32
+_STATE_BYTES = 12 * MAX_BLOCKS + 12 * _BINS + 8 * _CAPACITY + 8 * _SPANS + 48
+"""What the kernels keep for one row: `RowState` in sampling.cuh."""
 
-_RANGE, _HISTOGRAM, _CANDIDATES, _DRAW = (
-    Kernel(Path(__file__).with_name("cuda.cu"), name, MAX_BLOCKS=MAX_BLOCKS, STATE_BYTES=_STATE_BYTES)
-    for name in ("sample_range", "sample_histogram", "sample_candidates", "sample_draw")
+DRAW_BYTES = 8 * (_CAPACITY + _SPANS)
+"""Shared memory of a kernel that draws."""
+
+
+def kernel(source: Path, name: str) -> Kernel:
+    """One of the kernels that know `RowState`."""
+    return Kernel(source, name, MAX_BLOCKS=MAX_BLOCKS, STATE_BYTES=_STATE_BYTES)
+
+
+_RANGE, _HISTOGRAM, _DRAW = (
+    kernel(Path(__file__).with_name("cuda.cu"), f"sample_{name}") for name in ("range", "histogram", "draw")
 )
 
 
@@ -30,14 +39,24 @@ def sample(
     out: Tensor,
 ) -> None:
     """Tokens for the rows of logits [S, V] to out [S]."""
+    if logits.shape[0]:
+        params = temperature, top_k, top_p, min_p
+        states, *sizes = find_cuts(logits, *params)
+        launch(
+            _DRAW, logits.shape[0] * sizes[-1], ROW_THREADS,
+            logits, *params, seeds, positions, states, out, *sizes, shared=DRAW_BYTES,
+        )  # fmt: skip
+
+
+def find_cuts(
+    logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor
+) -> tuple[Tensor, int, int, int]:
+    """What precedes the draw: the states of the rows, and what follows them among its arguments: width of a
+    row, its stride, blocks that share it."""
     rows, width = logits.shape
-    if not rows:
-        return
     blocks = blocks_per_row(logits.device, rows, width)
     states = Tensor.empty((rows, _STATE_BYTES // 8), DType.int64, logits.device)
-    grid, params = rows * blocks, (temperature, top_k, top_p, min_p)
     sizes = width, logits.strides[0], blocks
-    launch(_RANGE, grid, ROW_THREADS, logits, states, *sizes)
-    launch(_HISTOGRAM, grid, ROW_THREADS, logits, *params, states, *sizes)
-    launch(_CANDIDATES, grid, ROW_THREADS, logits, *params, states, *sizes)
-    launch(_DRAW, grid, ROW_THREADS, logits, *params, seeds, positions, states, out, *sizes)
+    launch(_RANGE, rows * blocks, ROW_THREADS, logits, states, *sizes)
+    launch(_HISTOGRAM, rows * blocks, ROW_THREADS, logits, temperature, top_k, top_p, min_p, states, *sizes)
+    return states, *sizes

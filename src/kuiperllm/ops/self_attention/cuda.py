@@ -14,7 +14,7 @@ from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.attention import Batch, LayerCache, attention
 from kuiperllm.ops.attention.cuda_decode import Newest, decode_mma, decode_scalar, merge_parts, parts_for
-from kuiperllm.ops.attention.cuda_layout import lanes, takes_tensor_cores
+from kuiperllm.ops.attention.cuda_layout import decodes_on_tensor_cores, lanes
 from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.linear import LinearWeight, linear
 from kuiperllm.ops.linear.gemv import gemv_merge
@@ -76,7 +76,7 @@ def _decode(
     heads = width // cache.head_dim - 2 * cache.num_kv_heads
     capacity = batch.block_table.shape[1] * cache.block_size
     multiprocessors = chip(qkv.device).multiprocessors
-    use_tensor_cores = takes_tensor_cores(qkv.dtype, cache) and sequences * capacity > _SHORT_CONTEXT
+    use_tensor_cores = decodes_on_tensor_cores(qkv.dtype, cache) and sequences * capacity > _SHORT_CONTEXT
     if use_tensor_cores:
         parts = parts_for(multiprocessors, sequences * cache.num_kv_heads, capacity)
         if capacity < _LONG_CONTEXT:
