@@ -8,10 +8,10 @@ from typing import Any
 
 import openai
 import pytest
+from live import Live
 
 from kuiperllm.engine.async_llm import AsyncLLM
 from kuiperllm.server.config import ServerConfig
-from live import Live
 from tiny_models import BASE, random_weights, write_checkpoint
 
 for package in ("fastapi", "uvicorn", "llguidance"):

@@ -93,7 +93,8 @@ class Live:
     def raw_post(self, raw: socket.socket, path: str, **body: Any) -> None:
         """Send a request by hand."""
         data = json.dumps(body).encode()
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(data)}\r\n\r\n"
         raw.sendall(head.encode() + data)
 
     # --- how it is ----------------------------------------------------------------------------------------

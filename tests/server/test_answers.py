@@ -97,7 +97,8 @@ LLAMA3 = [
     ('{"name": "weather", "parameters": {"a": 1}}', result("", [["weather", '{"a": 1}']])),
     ('\n<|python_tag|>{"name": "time", "parameters": {}}', result("", [["time", "{}"]])),
     (
-        '{"type": "function", "name": "time", "parameters": {}}; {"name": "weather", "parameters": {"x": "y"}}',
+        '{"type": "function", "name": "time", "parameters": {}}; '
+        '{"name": "weather", "parameters": {"x": "y"}}',
         result("", [["time", "{}"], ["weather", '{"x": "y"}']]),
     ),
     (
@@ -173,8 +174,8 @@ fragments = st.lists(
             "}",
             '"',
             "\\",
+            *("{", "[", "]", ":", ",", "\n", " ", "text", "<", "parameters", ";", "<|python_tag|>", "é", "1"),
         ]
-        + ["{", "[", "]", ":", ",", "\n", " ", "text", "<", "parameters", ";", "<|python_tag|>", "é", "1"]
     ),
     max_size=20,
 )

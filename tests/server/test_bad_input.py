@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from live import Live
 
 from kuiperllm.server.protocol.common import ErrorAnswer
-from live import Live
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 MESSAGES = [{"role": "user", "content": "hi"}]

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import openai
 import pytest
+from live import Live
 from pydantic import BaseModel
 
 from kuiperllm import LLM, SamplingParams
-from live import Live
 
 MESSAGES: Any = [{"role": "user", "content": "hi"}]
 GREEDY: Any = {"model": "tiny", "temperature": 0}
@@ -333,7 +333,7 @@ def test_embeddings(client: openai.OpenAI) -> None:
 
 
 def test_embedding_is_the_hidden_state(client: openai.OpenAI, llm: LLM, live: Live) -> None:
-    """The same direction as what the output projection sees: its logits have the model's own greedy choice."""
+    """The direction that the output projection sees: its logits give the model's own greedy choice."""
     raw = live.post("/v1/embeddings", input=[[256, 97, 98]], encoding_format="base64").json()
     vector = np.frombuffer(base64.b64decode(raw["data"][0]["embedding"]), "<f4")
     from safetensors.numpy import load_file

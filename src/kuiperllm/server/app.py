@@ -83,10 +83,11 @@ def create_app(llm: AsyncLLM, config: ServerConfig | None = None) -> FastAPI:
         )
     app.add_middleware(Gate, config=config, metrics=state.metrics)
     document: dict[str, Any] = {}
+    sizes = {"vocab_size": llm.tokenizer.vocab_size, "hidden_size": llm.config.hidden_size}
 
     def description() -> dict[str, Any]:
         if not document:
-            document.update(describe(app, _UNKNOWN_TO_FASTAPI, needs_key=bool(config.api_keys)))
+            document.update(describe(app, _UNKNOWN_TO_FASTAPI, sizes, needs_key=bool(config.api_keys)))
         return document
 
     app.openapi = description  # type: ignore[method-assign]

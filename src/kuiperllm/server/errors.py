@@ -72,8 +72,8 @@ class ApiError(Exception):
         return Response(to_json(self.body()), self.status, self.headers, "application/json")
 
 
-def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:
-    """The caller's mistake."""
+def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """A mistake of the caller that the OpenAPI description does not say is one."""
     return ApiError(400, message, param=param, code=code)
 
 
@@ -88,7 +88,9 @@ def as_api_error(error: Exception) -> ApiError:
             return unavailable(str(error), "queue_full")
         case EngineStoppedError():
             return unavailable(str(error), "engine_stopped")
-        case UsageError() | TokenizerError() | ChatTemplateError():
+        case ChatTemplateError():
+            return bad_request(str(error), "messages", "chat_template_error")
+        case UsageError() | TokenizerError():
             return bad_request(str(error))
         case OutOfMemoryError():
             return unavailable(str(error), "out_of_memory")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -59,12 +59,15 @@ def documented(
     return found
 
 
-def describe(app: FastAPI, models: Sequence[type[BaseModel]], *, needs_key: bool) -> dict[str, Any]:
+def describe(
+    app: FastAPI, models: Sequence[type[BaseModel]], sizes: Mapping[str, int], *, needs_key: bool
+) -> dict[str, Any]:
     """The whole description: OpenAPI 3.1.
 
     Args:
         app: has the routes.
         models: those of bodies and events, which FastAPI does not know of.
+        sizes: numbers of this model, by the names under which models of bodies refer to them.
         needs_key: whether requests need an API key.
     """
     document = get_openapi(
@@ -73,6 +76,7 @@ def describe(app: FastAPI, models: Sequence[type[BaseModel]], *, needs_key: bool
     _, schemas = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
     components = document.setdefault("components", {})
     components["schemas"] = components.get("schemas", {}) | schemas["$defs"]
+    _fill_in(components["schemas"], sizes)
     if needs_key:
         components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
@@ -84,3 +88,18 @@ def describe(app: FastAPI, models: Sequence[type[BaseModel]], *, needs_key: bool
             for operation in operations.values():
                 operation["responses"].pop("401", None)
     return document
+
+
+def _fill_in(node: Any, sizes: Mapping[str, int]) -> None:
+    """State bounds that the model sets: `x-below` becomes `exclusiveMaximum`, `x-only` becomes `enum`."""
+    if isinstance(node, list):
+        for item in node:
+            _fill_in(item, sizes)
+    if not isinstance(node, dict):
+        return
+    if (name := node.pop("x-below", None)) is not None:
+        node["exclusiveMaximum"] = sizes[name]
+    if (name := node.pop("x-only", None)) is not None:
+        node["anyOf"] = [{"type": "integer", "enum": [sizes[name]]}, {"type": "null"}]
+    for value in node.values():
+        _fill_in(value, sizes)

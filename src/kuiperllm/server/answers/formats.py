@@ -89,6 +89,7 @@ class _HermesParser:
         self._call: CallReader | None = None
         self._calls = 0
         self._named = False
+        self._is_behind_call = False
 
     def push(self, text: str) -> list[Piece]:
         self._held += text
@@ -100,11 +101,14 @@ class _HermesParser:
     def finish(self) -> list[Piece]:
         held, self._held = self._held, ""
         if self._call is None:
-            return [Content(held)] if held.strip() or (held and not self._calls) else []
+            return [Content(held)] if held and not self._is_behind_call else []
         return [] if self._named else [Content(_BEGIN + self._call.text + held)]
 
     def _read_text(self, pieces: list[Piece]) -> bool:
         """Give text up to a call; whether there is anything left to do."""
+        if self._is_behind_call:
+            self._held = self._held.lstrip()
+            self._is_behind_call = not self._held
         before, found, rest = self._held.partition(_BEGIN)
         if found:
             if before.strip():
@@ -135,7 +139,7 @@ class _HermesParser:
             return bool(self._held)
         _, found, rest = self._held.partition(_END)
         if found:
-            self._call, self._held = None, rest.lstrip()
+            self._call, self._held, self._is_behind_call = None, rest, True
             return bool(self._held)
         self._held = self._held[len(self._held) - kept_back(self._held, _END) :]
         return False
@@ -217,7 +221,7 @@ class _Llama3Parser:
         self._held = call.push(self._held)
         if not self._named and (call.place == "broken" or call.name is not None):
             if call.name is None or call.name not in self._names:  # some other JSON, which is the answer
-                self._is_text, self._held = True, call.text + self._held
+                self._is_text, self._call, self._held = True, None, call.text + self._held
                 return True
             pieces.append(Call(self._calls, call.name))
             self._calls, self._named = self._calls + 1, True

@@ -127,7 +127,7 @@ class NamedSchema(Part):
 
     name: ShortText | None = None
     description: str | None = None
-    schema_: dict[str, Any] | bool = Field(alias="schema")
+    schema_: dict[str, Any] = Field(alias="schema")
     strict: bool | None = Field(None, description="Without effect: the output always matches the schema.")
 
 

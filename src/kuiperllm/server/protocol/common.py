@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 MAX_STOPS = 32
 MAX_BIASES = 4096
 
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31, json_schema_extra={"x-below": "vocab_size"})]
 Text = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 BiasKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
@@ -48,7 +48,7 @@ class StructuredOutputs(Request):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
-    json_schema: dict[str, Any] | bool | None = Field(None, alias="json", description="A JSON schema.")
+    json_schema: dict[str, Any] | None = Field(None, alias="json", description="A JSON schema.")
     regex: Text | None = Field(None, description="A regular expression, in the syntax of Rust's crate regex.")
     choice: Annotated[list[Text], Field(min_length=1, max_length=4096)] | None = None
     grammar: Text | None = Field(None, description="A grammar, in Lark's syntax as llguidance reads it.")

@@ -40,7 +40,9 @@ class EmbeddingRequest(Request):
         None, description="`base64`: of float32 numbers, the low byte first."
     )
     dimensions: Annotated[int, Field(ge=1, lt=1 << 20)] | None = Field(
-        None, description="Only the model's own number is possible."
+        None,
+        description="Only the model's own number is possible.",
+        json_schema_extra={"x-only": "hidden_size"},
     )
     user: ShortText | None = Field(None, description="Without effect.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +13,9 @@ from kuiperllm.text.tokenizer import one_line
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+
+_PLACE = re.compile(r"^(at )?1\(8\): (failed to compile JSON schema: )?")
+"""Where the first rule begins: true of what was not written as a grammar, and of no use."""
 
 
 class MatcherGuide:
@@ -62,4 +66,6 @@ def explain(matcher: LLMatcher) -> str:
     text = matcher.get_error().split("<state>")[0].split("<backtrace>")[0].split("<non-verbose")[0]
     if text.startswith("NoExtension"):
         return "nothing matches it"
-    return one_line(text or "it is too complex", 300)
+    first, *rest = text.splitlines() or ["it is too complex"]
+    found = [first, *(line for line in rest if line.startswith("error:"))]  # between them the grammar itself
+    return one_line(_PLACE.sub("", " ".join(found)), 300)
