@@ -28,22 +28,24 @@ class TokenRing:
 
     def __init__(self, device: Device, size: int) -> None:
         backend = device.backend
-        self._of_graphs, self.history = backend.pinned((_PASSES, size), DType.int32)
-        self._of_others, self._others = backend.pinned((_PASSES, size), DType.int32)
+        of_graphs, self.history = backend.pinned((_PASSES, size), DType.int32)
+        of_others, others = backend.pinned((_PASSES, size), DType.int32)
         self.step = Tensor.zeros((1,), DType.int32, device)
+        self._of_graphs = list(zip(of_graphs, self.history, strict=True))
+        self._of_others = list(zip(of_others, others, strict=True))
         self._num_graphs = self._num_others = 0
 
-    def of_graph(self, count: int) -> tuple[NDArray[Any], Tensor]:
-        """The tokens that the graph just replayed writes, for the host and for the device."""
+    def of_graph(self) -> tuple[NDArray[Any], Tensor]:
+        """The row that the graph just replayed writes to, for the host and for the device."""
         row = self._num_graphs % _PASSES
         self._num_graphs += 1
-        return self._of_graphs[row, :count], self.history[row, :count]
+        return self._of_graphs[row]
 
-    def take(self, count: int) -> tuple[NDArray[Any], Tensor]:
-        """Room for the tokens of another pass, for the host and for the device."""
+    def take(self) -> tuple[NDArray[Any], Tensor]:
+        """A row for the tokens of another pass, for the host and for the device."""
         row = self._num_others % _PASSES
         self._num_others += 1
-        return self._of_others[row, :count], self._others[row, :count]
+        return self._of_others[row]
 
     def reset(self) -> None:
         """Begin anew, with nothing under way: an exception may have come between a replay and its count."""
@@ -56,7 +58,7 @@ class Newest:
 
     Args:
         sequences: those that it chose tokens for.
-        tokens: int32 [len(sequences)], the tokens; None if there was no such pass.
+        tokens: int32 [len(sequences) or more], the tokens; None if there was no such pass.
     """
 
     def __init__(self, sequences: list[Sequence], tokens: Tensor | None) -> None:

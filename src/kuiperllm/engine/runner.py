@@ -70,7 +70,9 @@ class Launched:
         """Wait until the pass is done; the token of each sampled sequence."""
         assert self._event is not None
         self._event.wait()
-        tokens: list[int] = [] if self._tokens is None else self._tokens.tolist()
+        if self._tokens is None:
+            return []
+        tokens: list[int] = self._tokens[: self.step.num_sampled].tolist()
         return tokens
 
 
@@ -138,7 +140,8 @@ class Runner:
         tokens: NDArray[Any] | None = None
         newest: Tensor | None = None
         if logits is not None:
-            tokens, newest = self.passes.ring.take(step.num_sampled)
+            tokens, row = self.passes.ring.take()
+            newest = row[: step.num_sampled]
             if all(sequence.params.temperature == 0 for sequence in step.sequences[: step.num_sampled]):
                 argmax(logits, out=newest)
             else:
@@ -209,7 +212,7 @@ class Runner:
         self._replay(state.graph(("greedy" if state.is_greedy else "sample") if chooses else None))
         count = len(step.sequences)
         if chooses:
-            self._queued(launched, *self.passes.ring.of_graph(count))
+            self._queued(launched, *self.passes.ring.of_graph())
             self._following = state, step.sequences
         else:
             launched.logits = self.passes.logits[:count, : self.vocab_size]

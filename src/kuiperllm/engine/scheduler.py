@@ -222,7 +222,7 @@ class Scheduler:
         return count
 
     def _step(self, decoding: list[Sequence], pieces: list[tuple[Sequence, int]]) -> Step:
-        single, several, partial = list(decoding), [], []
+        single, several, partial = decoding, [], []
         for sequence in decoding:
             sequence.num_computed += 1
         for sequence, count in pieces:
@@ -232,8 +232,10 @@ class Scheduler:
                 single.append(sequence)
             else:
                 several.append((sequence, count))
-        sequences = single + [sequence for sequence, _ in (*several, *partial)]
-        counts = [1] * len(single) + [count for _, count in (*several, *partial)]
+        sequences, counts = list(single), [1] * len(single)
+        for sequence, count in (*several, *partial):
+            sequences.append(sequence)
+            counts.append(count)
         starts = [s.num_computed - count for s, count in zip(sequences, counts, strict=True)]
         num_sampled = len(single) + len(several)
         for sequence in sequences[:num_sampled]:
