@@ -109,7 +109,26 @@ def check_rows() -> None:
         assert place.item() == np.nanargmax(x)
 
 
+def check_gather_and_integers() -> None:
+    rng = np.random.default_rng(3)
+    source, places = rng.standard_normal(50, np.float32), rng.integers(0, 50, 32, np.int32)
+    found = Tensor.empty((32,), DType.float32)
+    arguments = Tensor.from_numpy(source), Tensor.from_numpy(places), found
+    launch(Kernel("simd_kernels", "gathered"), *arguments, items=2)
+    np.testing.assert_array_equal(found.numpy(), source[places])
+    x, y = rng.integers(-(1 << 31), 1 << 31, (2, 32), np.int64).astype(np.int32)
+    product = Tensor.empty((32,), DType.int32)
+    launch(Kernel("simd_kernels", "products"), Tensor.from_numpy(x), Tensor.from_numpy(y), product, items=2)
+    np.testing.assert_array_equal(product.numpy(), x * y)
+    data = rng.integers(0, 256, 64, np.uint8)
+    words = Tensor.empty((10,), DType.int64)
+    launch(Kernel("simd_kernels", "eights"), Tensor.from_numpy(data), words, items=10)
+    expected = [int.from_bytes(data[3 * i : 3 * i + 8].tobytes(), "little", signed=True) for i in range(10)]
+    assert words.numpy().tolist() == expected
+
+
 CHECKS = (
+    check_gather_and_integers,
     check_half_to_float,
     check_float_to_half,
     check_exp,

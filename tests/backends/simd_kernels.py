@@ -10,18 +10,25 @@ from kuiperllm.backends.cpu.simd import (
     exp,
     f32p,
     first_lane,
+    gather,
     greater,
+    i32p,
     i64p,
     load,
+    load_8bytes,
     load_bf16,
     load_f16,
     load_first,
+    load_i32,
     min_lanes,
+    mul_i32,
     sqrt,
     store,
     store_bf16,
     store_f16,
     store_first,
+    store_i32,
+    u8p,
     u16p,
 )
 
@@ -56,6 +63,21 @@ def exponential(source: f32p, out: f32p, begin, end, thread):
 def copy_first(source: f32p, out: f32p, count: int, begin, end, thread):
     for _ in range(begin, end):
         store_first(out, 0, load_first(source, 0, count), count)
+
+
+def gathered(source: f32p, places: i32p, out: f32p, begin, end, thread):
+    for i in range(begin, end):
+        store(out, 16 * i, gather(source, load_i32(places, 16 * i)))
+
+
+def products(x: i32p, y: i32p, out: i32p, begin, end, thread):
+    for i in range(begin, end):
+        store_i32(out, 16 * i, mul_i32(load_i32(x, 16 * i), load_i32(y, 16 * i)))
+
+
+def eights(source: u8p, out: i64p, begin, end, thread):
+    for i in range(begin, end):
+        out[i] = load_8bytes(source, 3 * i)
 
 
 def compare(x: f32p, y: f32p, out: i64p, begin, end, thread):

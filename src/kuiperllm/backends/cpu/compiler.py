@@ -46,6 +46,9 @@ def compile_kernel(
 
     source = getattr(importlib.import_module(module), name)
     slots, arguments, readers = _slots(source)
+    # Without LLVM's scheduler instructions stay in the kernel's order. The scheduler brings loads forward, as
+    # processors do by themselves, at the price of registers: tiles of sums would go to memory and back.
+    llvm.set_option("kuiper", "--enable-misched=false")
     jit.initialize_llvm()
     machine = jit.target_machine(where)
     with compiling_for(where), warnings.catch_warnings():

@@ -43,6 +43,9 @@ _ROUNDING = re.compile(r"ceil|floor|nearbyint|rint|round(even)?|trunc")
 # What kernel modules are written in.
 _VOCABULARY = ("vectors", "simd", "rowwise", "amx", "atomics", "unroll", "compiler")
 
+# How a kernel module imports another one.
+_IMPORTED_KERNELS = re.compile(r"^from (kuiperllm\.[\w.]*_kernel) import", re.MULTILINE)
+
 _SIGNATURE = ctypes.CFUNCTYPE(ctypes.c_int, *[ctypes.c_void_p] * 3, *[ctypes.c_int64] * 3)
 _RESULT = ctypes.addressof(_RESULT_MEMORY := ctypes.create_string_buffer(64))  # void, written and ignored
 
@@ -150,16 +153,27 @@ def _key(kernel: Kernel, where: Target) -> str:
 
 @cache
 def _source_digest(module: str) -> str:
-    """Digest of the kernel modules in the folder of `module`, and of the vocabulary they are written in."""
+    """Digest of a kernel module, of those it imports, and of the vocabulary they are written in."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
+    sources: dict[str, bytes] = {}
+    _collect_sources(module, sources)
+    for source in sources.values():
+        digest.update(source)
+    for name in _VOCABULARY:
+        digest.update((here / f"{name}.py").read_bytes())
+    return digest.hexdigest()
+
+
+def _collect_sources(module: str, sources: dict[str, bytes]) -> None:
+    """Add the source of a kernel module, and of the kernel modules that it imports."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise KernelError(f"kernel module {module} is not installed")
-    kernels = sorted(Path(spec.origin).parent.glob("*kernel.py"))
-    for path in (Path(spec.origin), *kernels, *(here / f"{name}.py" for name in _VOCABULARY)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    sources[module] = Path(spec.origin).read_bytes()
+    for imported in _IMPORTED_KERNELS.findall(sources[module].decode()):
+        if imported not in sources:
+            _collect_sources(imported, sources)
 
 
 @lru_cache(maxsize=1)

@@ -104,6 +104,16 @@ def offset(context: Any, pointer: Any, elements: Any) -> Any:
     return pointer(pointer, types.intp), codegen
 
 
+@intrinsic
+def load_8bytes(context: Any, pointer: Any, index: Any) -> Any:
+    """Eight bytes at pointer + index elements as an int64, the first one the lowest."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.load(address_of(builder, values[0], values[1], I64), align=1)
+
+    return types.int64(pointer, types.intp), codegen
+
+
 def _cast(result: Any) -> Any:
     @intrinsic
     def cast_operation(context: Any, pointer: Any) -> Any:
@@ -212,6 +222,21 @@ broadcast = memory_load(F32, f32x16, splat_value)
 broadcast_4bytes = memory_load(I32, i32x16, splat_value)
 
 
+@intrinsic
+def gather(context: Any, pointer: Any, indices: Any) -> Any:
+    """16 elements, each from where its lane of `indices` says."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        found = ir.Constant(VF, ir.Undefined)
+        for i in range(16):
+            lane = ir.Constant(I32, i)
+            index = builder.sext(builder.extract_element(values[1], lane), I64)
+            found = builder.insert_element(found, builder.load(builder.gep(values[0], [index])), lane)
+        return found
+
+    return f32x16(pointer, i32x16), codegen
+
+
 def _lanes_below(builder: Any, count: Any) -> Any:
     """Mask of the lanes whose number is below `count`."""
     lanes = ir.Constant(VI, [*range(16)])
@@ -306,6 +331,7 @@ keep_first = define(
 
 add_i32 = define(lambda b, x, y: b.add(x, y), i32x16, i32x16, i32x16)
 sub_i32 = define(lambda b, x, y: b.sub(x, y), i32x16, i32x16, i32x16)
+mul_i32 = define(lambda b, x, y: b.mul(x, y), i32x16, i32x16, i32x16)
 and_i32 = define(lambda b, x, y: b.and_(x, y), i32x16, i32x16, i32x16)
 or_i32 = define(lambda b, x, y: b.or_(x, y), i32x16, i32x16, i32x16)
 shl = define(lambda b, x, n: b.shl(x, splat_value(b, n)), i32x16, i32x16, types.int32)

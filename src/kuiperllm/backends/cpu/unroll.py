@@ -10,7 +10,8 @@ is about. Three words provide it, and the result reads like the loop nest that i
     if GROUP == 32: ...                    # decided before compilation if only parameters occur in it
 
 Template parameters are upper-case constants of the kernel's module; `specialize` gives them other values.
-Functions marked `@inline` in the same module are specialized along with the kernel that calls them.
+Functions marked `@inline`, in the same module or imported, are specialized along with the kernel that calls
+them; template parameters of their modules are parameters of the kernel as well.
 """
 
 from __future__ import annotations
@@ -55,11 +56,13 @@ def specialize(function: Callable[..., Any], parameters: Mapping[str, int | bool
     """A copy of a kernel with template parameters filled in, loops unrolled and register tiles spread out.
 
     Raises:
-        KernelError: a parameter is not a constant of the kernel's module, or a bound is not constant.
+        KernelError: a parameter is not a constant of the kernel's module or of one that its helpers are from,
+            or a bound is not constant.
     """
     module = function.__globals__
+    helpers = [value.function.__globals__ for value in module.values() if isinstance(value, Inline)]
     for name in parameters:
-        if name not in module:
+        if not any(name in names for names in (module, *helpers)):
             raise KernelError(f"{function.__name__} has no template parameter {name}")
     scope = dict(module)
     scope.update(parameters)
@@ -100,6 +103,8 @@ _HELPER_OPTIONS: dict[str, Any] = {
     "fastmath": {"contract", "reassoc", "nsz"},
     "boundscheck": False,
     "error_model": "numpy",
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
 }
 
 

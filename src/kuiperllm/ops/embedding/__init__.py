@@ -12,8 +12,8 @@ from kuiperllm.errors import DeviceError
 from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
-from kuiperllm.ops.linear import LinearWeight, Rows, pack
-from kuiperllm.quant import QuantTensor, quantize_q8
+from kuiperllm.ops.linear import SCHEMES, LinearWeight, Rows, pack, random_rows
+from kuiperllm.quant import QuantTensor, Scheme
 
 CONTRACT = Contract("embedding", ids="T : int32", out="T D : activation")
 
@@ -58,29 +58,25 @@ def _prepare(ids: Tensor, table: Tensor | QuantTensor) -> dict[str, Any]:
     return {"ids": ids, "table": pack(table, None, ids.device)}
 
 
-def _inputs(tokens: int, vocab: int, width: int, format: str, group: int = 0) -> Any:
+def _inputs(tokens: int, vocab: int, width: int, format: str | Scheme, *, shuffled: bool = False) -> Any:
     def make(rng: np.random.Generator) -> dict[str, Any]:
-        w = rng.standard_normal((vocab, width), np.float32)
         ids = rng.integers(-1, vocab + 1, tokens).astype(np.int32)  # one outside at either end
-        return {"ids": ids, "table": quantize_q8(w, group) if group else w.astype(DType(format).numpy)}
+        return {"ids": ids, "table": random_rows(rng, vocab, width, format, shuffled=shuffled)}
 
     return make
 
 
+def _case(name: str, *shape: Any, shuffled: bool = False) -> Case:
+    return Case(name, embedding, reference, _inputs(*shape, shuffled=shuffled), prepare=_prepare)
+
+
 CASES = [
     *(
-        Case(
-            f"{format}-{tokens}x{vocab}x{width}",
-            embedding,
-            reference,
-            _inputs(tokens, vocab, width, format),
-            prepare=_prepare,
-        )
+        _case(f"{format}-{tokens}x{vocab}x{width}", tokens, vocab, width, format)
         for format in ("float32", "float16", "bfloat16")
         for tokens, vocab, width in ((1, 1, 1), (9, 37, 33), (40, 16, 64))
     ),
-    *(
-        Case(f"q8-g{group}", embedding, reference, _inputs(40, 37, 256, "float16", group), prepare=_prepare)
-        for group in (32, 64, 128)
-    ),
+    *(_case(name, 40, 37, 512, scheme) for name, scheme in SCHEMES.items()),
+    _case("q8-g16-48", 5, 20, 48, SCHEMES["q8-g16"]),
+    _case("q4-g32-shuffled", 20, 37, 96, SCHEMES["q4-g32"], shuffled=True),
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 from kuiperllm.backends.cpu.jit import Kernel
-from kuiperllm.backends.cpu.team import launch
+from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.linear import LinearWeight
+from kuiperllm.ops.linear.cpu_pack import padded_columns
+from kuiperllm.ops.linear.cpu_work import scales_of, scheme_parameters
 from kuiperllm.quant import Scheme
 
 _MODULE = "kuiperllm.ops.embedding.cpu_kernel"
@@ -16,18 +18,23 @@ _FORMATS = {DType.float32: 0, DType.float16: 1, DType.bfloat16: 2}
 
 def embedding(ids: Tensor, table: LinearWeight, out: Tensor) -> None:
     """Unpack one row for each id."""
-    sizes = table.out_features, table.in_features, out.strides[0]
+    vocab, width, stride = table.out_features, table.in_features, out.strides[0]
     if isinstance(table.format, Scheme):
-        assert table.scales is not None
-        kernel = _q8(table.group_size, table.format.scale is DType.float16)
-        launch(kernel, ids, table.data, table.scales, out, *sizes, items=ids.shape[0])
+        k, columns = padded_columns(width), table.columns
+        launch(
+            _codes(table.format, columns is not None),
+            *(ids, table.data, *scales_of(table), ids if columns is None else columns, out),
+            Tensor.empty((num_threads(), k * 16), DType.float32),
+            *(vocab, width, k, stride),
+            items=ids.shape[0],
+        )
     else:
-        launch(_float(table.format), ids, table.data, out, *sizes, items=ids.shape[0])
+        launch(_float(table.format), ids, table.data, out, vocab, width, stride, items=ids.shape[0])
 
 
 @cache
-def _q8(group: int, half: bool) -> Kernel:
-    return Kernel(_MODULE, "embedding_q8", GROUP=group, HALF_SCALES=half)
+def _codes(scheme: Scheme, ordered: bool) -> Kernel:
+    return Kernel(_MODULE, "embedding_codes", **scheme_parameters(scheme), ORDERED=ordered)
 
 
 @cache

@@ -1,36 +1,47 @@
-"""CPU kernels of `embedding`: one lane of a block of 16 rows (see `ops/linear/cpu_kernel.py`), spread out."""
+"""CPU kernels of `embedding`: one lane of a block of 16 rows, spread out.
+
+See `ops/linear/cpu_float_kernel.py` and `ops/linear/cpu_codes_kernel.py` for the blocks.
+"""
 
 import numpy as np
 
-from kuiperllm.backends.cpu.simd import as_f32p, as_u16p, f32p, float_of, half_to_float, i32p, offset, u8p
+from kuiperllm.backends.cpu.simd import (
+    as_f32p,
+    as_u16p,
+    f32p,
+    float_of,
+    half_to_float,
+    i32p,
+    offset,
+    u8p,
+)
+from kuiperllm.ops.linear.cpu_codes_kernel import expand_weights
 
-# Template parameters.
-GROUP = 64
-HALF_SCALES = True
+# Template parameters. Of codes: those of their scheme as well.
 FORMAT = 0
+ORDERED = False  # the columns of the table are stored in another order
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 
 
-def embedding_q8(
-    ids: i32p, table: u8p, scales: u8p, out: f32p, vocab: int, width: int, stride: int, begin, end, thread
-):
-    groups = width // GROUP
+def embedding_codes(
+    ids: i32p, table: u8p, scales: u8p, supers: u8p, columns: i32p, out: f32p, scratch: f32p,
+    vocab: int, width: int, k: int, stride: int, begin, end, thread,
+):  # fmt: skip
+    """Rows have k packed columns, of which `width` count; `scratch` has k * 16 elements for each thread."""
+    block = offset(scratch, thread * k * 16)
     for token in range(begin, end):
         row, to = np.int64(ids[token]), offset(out, token * stride)
         if row < 0 or row >= vocab:
             for i in range(width):
                 to[i] = np.float32(0)
             continue
-        block, lane = row // 16, row % 16
-        values, first = offset(table, block * width * 16 + lane * 4), block * groups * 16 + lane
-        for g in range(groups):
-            if HALF_SCALES:
-                scale = half_to_float(as_u16p(scales)[first + g * 16])
+        expand_weights(table, scales, supers, block, row // 16, k, 0, k)
+        for i in range(width):
+            if ORDERED:
+                to[columns[i]] = block[i * 16 + row % 16]
             else:
-                scale = as_f32p(scales)[first + g * 16]
-            for i in range(g * GROUP, g * GROUP + GROUP):
-                to[i] = np.float32(np.int32(values[i // 4 * 64 + i % 4]) - np.int32(128)) * scale
+                to[i] = block[i * 16 + row % 16]
 
 
 def embedding_float(

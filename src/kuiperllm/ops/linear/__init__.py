@@ -13,11 +13,13 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 from kuiperllm.ops.linear.weight import LinearWeight, Rounding, Rows, WeightFormat, can_be_kept, format_of
-from kuiperllm.quant import QuantTensor, int8_tensor, quantize_q8
+from kuiperllm.quant import QuantTensor, Scheme, q4, q8
+from kuiperllm.quant.synthetic import random_tensor
 
 __all__ = [
     "CASES",
     "CONTRACT",
+    "SCHEMES",
     "LinearWeight",
     "Rows",
     "WeightFormat",
@@ -25,6 +27,8 @@ __all__ = [
     "can_be_kept",
     "format_of",
     "linear",
+    "pack",
+    "random_rows",
     "reference",
 ]
 
@@ -34,10 +38,10 @@ CONTRACT = Contract("linear", x="T K : activation", out="T N : activation")
 def linear(x: Tensor, weight: LinearWeight, *, out: Tensor | None = None, accumulate: bool = False) -> Tensor:
     """x W^T + bias.
 
-    With int8 groups on the CPU, x is rounded to int8 in groups of the same size first, as llama.cpp and
-    llama2.c do. With more than one row, x is rounded to bfloat16 instead where the processor multiplies
-    matrices of that natively (AMX; int8 groups are then expanded to bfloat16 as well), and so it is for
-    bfloat16 weights (AVX512_BF16). Sums are float32.
+    With quantized weights on the CPU, x is rounded to int8 groups first, as llama.cpp and llama2.c do (see
+    `round_to_groups`; e4m3 weights are multiplied in float32). With more than one row, x is rounded to
+    bfloat16 instead where the processor multiplies matrices of that natively (AMX; codes are then expanded to
+    bfloat16 as well), and so it is for bfloat16 and e4m3 weights with AVX512_BF16. Sums are float32.
 
     Args:
         x: [T, K].
@@ -79,6 +83,8 @@ def reference(
     To be multiplied as bfloat16, quantized weights are rounded to that as well.
     """
     matrix = weight.dequantize() if isinstance(weight, QuantTensor) else weight
+    if isinstance(weight, QuantTensor) and weight.columns is not None:  # groups are those of stored columns
+        x, matrix = x[:, weight.columns], matrix[:, weight.columns]
     if isinstance(rounding, int):
         x = round_to_groups(x, rounding)
     elif rounding is DType.bfloat16:
@@ -91,12 +97,24 @@ def reference(
 
 
 def round_to_groups(x: NDArray[Any], group_size: int) -> NDArray[Any]:
-    """x as int8 groups hold it: scale = largest / 127, values rounded to nearest."""
-    groups = x.astype(np.float32).reshape(x.shape[0], -1, group_size)
+    """x as int8 groups hold it: values times a multiplier of the group, from 1 to 255, times a row's unit.
+
+    The unit is the row's largest element / (127 * 255), and the multiplier of a group the least with which
+    all values of the group lie within 127; they are rounded to nearest. A row whose largest element is no
+    more than 1e-30 becomes 0.
+    """
+    rows, columns = x.shape
+    padded = np.pad(x.astype(np.float32), ((0, 0), (0, -columns % group_size)))
+    groups = padded.reshape(rows, -1, group_size)
     largest = np.abs(groups).max(-1, keepdims=True)
-    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 0)
-    rounded: NDArray[Any] = np.rint(groups * inverse) * (largest / np.float32(127))
-    return rounded.reshape(x.shape)
+    unit = largest.max(1, keepdims=True) / np.float32(127 * 255)
+    unit[largest.max(1, keepdims=True) <= np.float32(1e-30)] = 0
+    zero = unit == 0
+    multiplier = np.clip(np.ceil(largest / np.where(zero, 1, np.float32(127) * unit)), 1, 255)
+    inverse = np.where(zero, 0, np.float32(1) / np.where(zero, 1, unit * multiplier))
+    rounded = np.rint(groups * inverse).astype(np.float64) * multiplier * unit
+    values: NDArray[Any] = rounded.reshape(rows, -1)[:, :columns]
+    return values
 
 
 def pack(rows: Tensor | QuantTensor, bias: Tensor | None, device: Device) -> LinearWeight:
@@ -127,16 +145,30 @@ def _reference(
     return product if out is None else np.add(product, out)
 
 
+def random_rows(
+    rng: np.random.Generator, n: int, k: int, format: str | Scheme, *, shuffled: bool = False
+) -> Rows:
+    """Weights of a case: [n, k] in a floating-point type or a scheme; `shuffled`: as `random_tensor`."""
+    if isinstance(format, Scheme):
+        return random_tensor(rng, format, n, k, shuffled=shuffled)
+    weights = rng.standard_normal((n, k), np.float32) / np.float32(np.sqrt(k))
+    rows: NDArray[Any] = weights.astype(DType(format).numpy)
+    return rows
+
+
 def _inputs(
-    tokens: int, n: int, k: int, format: str, *, group: int = 0, bias: bool = False, add: bool = False
+    tokens: int,
+    n: int,
+    k: int,
+    format: str | Scheme,
+    *,
+    bias: bool = False,
+    add: bool = False,
+    shuffled: bool = False,
 ) -> Any:
     def make(rng: np.random.Generator) -> dict[str, Any]:
-        w = rng.standard_normal((n, k), np.float32) / np.float32(np.sqrt(k))
         made: dict[str, Any] = {"x": rng.standard_normal((tokens, k), np.float32)}
-        made["rows"] = quantize_q8(w, group) if group else w.astype(DType(format).numpy)
-        if format == "float32" and group:  # scales in float32, as llama2.c has them
-            values = made["rows"].codes.data.view(np.int8)
-            made["rows"] = int8_tensor(values, made["rows"].scales.astype(np.float32))
+        made["rows"] = random_rows(rng, n, k, format, shuffled=shuffled)
         if bias:
             made["bias"] = rng.standard_normal(n, np.float32)
         if add:
@@ -165,31 +197,77 @@ def _case(name: str, *shape: Any, benchmark: bool = False, **options: Any) -> Ca
     )
 
 
+SCHEMES = {
+    "q8-g16": q8(16),
+    "q8-g32": q8(32),
+    "q8-g64": q8(64),
+    "q8-g64-float32": q8(64, DType.float32),
+    "q8-g128": q8(128),
+    "q8-g32-zeros": Scheme(8, 32, DType.float16, "zeros"),
+    "q6-k": Scheme(6, 16, DType.int8),
+    "q5-g32": Scheme(5, 32),
+    "q5-g32-minimum": Scheme(5, 32, DType.float16, "minimum"),
+    "q5-k": Scheme(5, 32, DType.int8, "minimum"),
+    "q4-g32": q4(32),
+    "q4-g64": q4(64),
+    "q4-g128": q4(128),
+    "q4-g32-minimum": Scheme(4, 32, DType.float16, "minimum"),
+    "q4-g128-zeros": q4(128, symmetric=False),
+    "q4-k": Scheme(4, 32, DType.int8, "minimum"),
+    "q3-g64-zeros": Scheme(3, 64, DType.float16, "zeros"),
+    "q3-k": Scheme(3, 16, DType.int8),
+    "q2-k": Scheme(2, 16, DType.int8, "minimum"),
+    "f8-g128": Scheme(8, 128, DType.float32, "e4m3"),
+}
+"""Schemes of the cases, by name: each number of bits, coding and type of scales."""
+
+_FEW, _MANY = (2, 5, 8, 3), (13, 40)
+
+
+def _scheme_cases(index: int, name: str, scheme: Scheme) -> list[Case]:
+    """One row of x, a few and many of them; rows of W that blocks do not divide; the fewest columns."""
+    unit = max(scheme.columns_unit, 32)
+    few, many = _FEW[index % len(_FEW)], _MANY[index % len(_MANY)]
+    shapes = (1, 37, 4 * unit), (few, 50, unit), (many, 72, 3 * unit)
+    return [
+        _case(f"{name}-{tokens}x{n}x{k}", tokens, n, k, scheme, bias=tokens == few, add=tokens == few)
+        for tokens, n, k in shapes
+    ]
+
+
 CASES = [
     *(
         _case(f"{format}-{tokens}x{n}x{k}", tokens, n, k, format)
         for format in ("float32", "float16", "bfloat16")
         for tokens, n, k in ((1, 1, 1), (1, 16, 2), (1, 37, 33), (2, 48, 64), (7, 100, 31), (13, 33, 528))
     ),
-    *(
-        _case(f"q8-g{group}-{tokens}x{n}x{k}", tokens, n, k, "float16", group=group)
-        for group in (32, 64, 128)
-        for tokens, n, k in ((1, 16, 128), (1, 37, 256), (2, 33, 128), (7, 100, 384), (13, 48, 2176))
-    ),
-    _case("q8-float32-scales-1", 1, 40, 128, "float32", group=64),
-    _case("q8-float32-scales-5", 5, 40, 128, "float32", group=64),
-    *(
-        _case(
-            f"{'q8' if group else format}-bias-add-{tokens}",
-            tokens,
-            50,
-            64,
-            format,
-            group=group,
-            bias=True,
-            add=True,
+    *(case for index, item in enumerate(SCHEMES.items()) for case in _scheme_cases(index, *item)),
+    *(  # other numbers of columns, in other orders
+        _case(name, *shape, **options)
+        for name, shape, options in (
+            ("q8-g32-1x48x96", (1, 48, 96, q8(32)), {}),
+            ("q8-g64-4x100x896", (4, 100, 896, q8(64)), {"bias": True}),
+            ("q8-g128-13x48x2176", (13, 48, 2176, q8(128)), {}),
+            ("q8-g128-130x130x384", (130, 130, 384, q8(128)), {"bias": True, "add": True}),
+            ("q8-g16-1x50x48", (1, 50, 48, q8(16)), {}),
+            ("q8-g16-11x50x48", (11, 50, 48, q8(16)), {"add": True}),
+            ("q4-g32-1x71x896", (1, 71, 896, q4(32)), {"bias": True}),
+            ("q4-g32-40x136x2208", (40, 136, 2208, q4(32)), {"add": True}),
+            ("q4-k-1x35x2560", (1, 35, 2560, SCHEMES["q4-k"]), {}),
+            ("q6-k-33x40x2560", (33, 40, 2560, SCHEMES["q6-k"]), {}),
+            *(
+                (
+                    f"q4-g128-zeros-shuffled-{tokens}",
+                    (tokens, 40, 384, SCHEMES["q4-g128-zeros"]),
+                    {"shuffled": True, "bias": True},
+                )
+                for tokens in (1, 3, 17)
+            ),
         )
-        for format, group in (("float32", 0), ("float16", 0), ("bfloat16", 0), ("float16", 32))
+    ),
+    *(
+        _case(f"{format}-bias-add-{tokens}", tokens, 50, 64, format, bias=True, add=True)
+        for format in ("float32", "float16", "bfloat16")
         for tokens in (1, 9)
     ),
     *(  # few rows of x: long rows of weights, an odd number of them
@@ -214,17 +292,8 @@ CASES = [
         )
     ),
     *(
-        _case(f"q8-g{group}-{tokens}x{n}x{k}", tokens, n, k, "float16", group=group, bias=add, add=add)
-        for tokens, n, k, group, add in (
-            (9, 40, 96, 32, True),
-            (33, 136, 320, 64, False),
-            (130, 130, 384, 128, True),
-            (11, 50, 48, 16, False),
-        )
-    ),
-    *(
-        _case(f"{'q8' if group else format}-{name}", tokens, n, 2048, format, group=group, benchmark=True)
-        for format, group in (("bfloat16", 0), ("float16", 64))
-        for name, tokens, n in (("decode", 1, 8192), ("prefill", 128, 2048))
+        _case(f"{name}-{what}", tokens, n, 2048, format, benchmark=True)
+        for name, format in (("bfloat16", "bfloat16"), ("q8", q8(64)), ("q4", q4(32)))
+        for what, tokens, n in (("decode", 1, 8192), ("prefill", 128, 2048))
     ),
 ]

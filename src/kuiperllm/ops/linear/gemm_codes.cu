@@ -109,7 +109,8 @@ struct Scales {
     }
 };
 
-// Work of one of the helping warps.
+// Work of one of the helping warps: some rows at a time, as many as there are registers for.
+constexpr int ROWS_TOGETHER = STEP_GROUPS * Scales::PARTS < 8 ? 4 : STEP_GROUPS * Scales::PARTS < 16 ? 2 : 1;
 DEVICE void make_factors(const Layout& at, Work work, int rank, const Scales& scales, int helper, int lane) {
     Ring ring;
     int turn = 0;
@@ -117,7 +118,7 @@ DEVICE void make_factors(const Layout& at, Work work, int rank, const Scales& sc
         for (int step = work.begin; step < work.stop; step++) {
             if (turn == helper) {
                 wait_barrier(at.empty + 8 * ring.stage, ring.parity ^ 1);
-#pragma unroll(STEP_GROUPS * Scales::PARTS > 8 ? 1 : TILE_P / 32)
+#pragma unroll(ROWS_TOGETHER)
                 for (int r = 0; r < TILE_P; r += 32) scales.convert(factors_of(at, ring.stage), work, step, r + lane);
                 __syncwarp();
                 if (lane == 0) arrive(at.full + 8 * ring.stage);

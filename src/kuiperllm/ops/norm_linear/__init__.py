@@ -12,10 +12,10 @@ from kuiperllm.errors import DeviceError, ShapeError
 from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
-from kuiperllm.ops.linear import LinearWeight, Rows, format_of, pack
+from kuiperllm.ops.linear import SCHEMES, LinearWeight, Rows, format_of, pack, random_rows
 from kuiperllm.ops.linear import reference as linear_reference
 from kuiperllm.ops.rms_norm import reference as norm_reference
-from kuiperllm.quant import QuantTensor, quantize_q8
+from kuiperllm.quant import QuantTensor, Scheme
 
 CONTRACT = Contract(
     "norm_linear",
@@ -95,16 +95,15 @@ def prepare(
     return {"x": x, "norm_weight": norm_weight, "eps": eps, "weight": pack(rows, bias, x.device)}
 
 
-def inputs(tokens: int, n: int, k: int, format: str, *, group: int = 0, bias: bool = False) -> Any:
-    """Arguments of a case; `group`: int8 groups of that size."""
+def inputs(tokens: int, n: int, k: int, format: str | Scheme, *, bias: bool = False) -> Any:
+    """Arguments of a case."""
 
     def make(rng: np.random.Generator) -> dict[str, Any]:
-        w = rng.standard_normal((n, k), np.float32) / np.float32(np.sqrt(k))
         made: dict[str, Any] = {
             "x": rng.standard_normal((tokens, k), np.float32),
             "norm_weight": rng.uniform(0.5, 1.5, k).astype(np.float32),
             "eps": 1e-5,
-            "rows": quantize_q8(w, group) if group else w.astype(DType(format).numpy),
+            "rows": random_rows(rng, n, k, format),
         }
         if bias:
             made["bias"] = rng.standard_normal(n, np.float32)
@@ -113,40 +112,49 @@ def inputs(tokens: int, n: int, k: int, format: str, *, group: int = 0, bias: bo
     return make
 
 
-SHAPES = (
-    ("float32", 0, 1, 40, 64, True),
-    ("float32", 0, 7, 34, 33, False),
-    ("float32", 0, 20, 66, 96, True),
-    ("float16", 0, 1, 130, 256, False),
-    ("float16", 0, 12, 48, 128, True),
-    ("bfloat16", 0, 1, 300, 512, True),
-    ("bfloat16", 0, 3, 72, 896, False),
-    ("bfloat16", 0, 8, 32, 1024, True),
-    ("bfloat16", 0, 1, 70, 896, False),
-    ("bfloat16", 0, 2, 90, 2048, True),
-    ("bfloat16", 0, 37, 96, 192, False),
-    ("float16", 0, 5, 46, 1024, False),
-    ("float32", 0, 8, 38, 2048, False),
-    ("q8", 32, 1, 64, 256, True),
-    ("q8", 64, 5, 48, 384, False),
-    ("q8", 64, 1, 62, 896, False),
-    ("q8", 32, 2, 66, 1024, True),
-    ("q8", 128, 8, 34, 896, False),
-    ("q8", 128, 19, 80, 256, True),
+SHAPES: tuple[tuple[str | Scheme, int, int, int, bool], ...] = (
+    ("float32", 1, 40, 64, True),
+    ("float32", 7, 34, 33, False),
+    ("float32", 20, 66, 96, True),
+    ("float16", 1, 130, 256, False),
+    ("float16", 12, 48, 128, True),
+    ("bfloat16", 1, 300, 512, True),
+    ("bfloat16", 3, 72, 896, False),
+    ("bfloat16", 8, 32, 1024, True),
+    ("bfloat16", 1, 70, 896, False),
+    ("bfloat16", 2, 90, 2048, True),
+    ("bfloat16", 37, 96, 192, False),
+    ("float16", 5, 46, 1024, False),
+    ("float32", 8, 38, 2048, False),
+    (SCHEMES["q8-g32"], 1, 64, 256, True),
+    (SCHEMES["q8-g64"], 5, 48, 384, False),
+    (SCHEMES["q8-g64"], 1, 62, 896, False),
+    (SCHEMES["q8-g128"], 19, 80, 256, True),
+    (SCHEMES["q4-g32"], 2, 66, 1024, True),
+    (SCHEMES["q4-g128-zeros"], 1, 70, 384, False),
+    (SCHEMES["q4-k"], 8, 34, 768, False),
+    (SCHEMES["q6-k"], 1, 90, 512, True),
+    (SCHEMES["f8-g128"], 3, 40, 256, False),
 )
-"""Format, group size, tokens, N (even), K and bias of the cases."""
+"""Format, tokens, N (even), K and bias of the cases."""
+
+
+def name_of(format: str | Scheme, tokens: int, n: int, k: int) -> str:
+    """The name of a case."""
+    return f"{format.name if isinstance(format, Scheme) else format}-{tokens}x{n}x{k}"
+
 
 CASES = [
     Case(
-        f"{format}-{tokens}x{n}x{k}",
+        name_of(format, tokens, n, k),
         norm_linear,
         reference,
-        inputs(tokens, n, k, format if group == 0 else "float16", group=group, bias=bias),
+        inputs(tokens, n, k, format, bias=bias),
         rtol=1e-5,
         atol=3e-5,
         activations=("x",),
         prepare=prepare,
         device_reference=True,
     )
-    for format, group, tokens, n, k, bias in SHAPES
+    for format, tokens, n, k, bias in SHAPES
 ]

@@ -12,7 +12,7 @@ from kuiperllm.ops.cases import Case
 from kuiperllm.ops.contract import Contract
 from kuiperllm.ops.dispatch import implementation
 from kuiperllm.ops.linear import LinearWeight, Rows
-from kuiperllm.ops.norm_linear import SHAPES, check_weight, inputs, prepare
+from kuiperllm.ops.norm_linear import SHAPES, check_weight, inputs, name_of, prepare
 from kuiperllm.ops.norm_linear import reference as norm_linear_reference
 from kuiperllm.ops.silu_mul import reference as silu_mul_reference
 
@@ -59,15 +59,15 @@ def reference(
 
 CASES = [
     Case(
-        f"{format}-{tokens}x{n}x{k}",
+        name_of(format, tokens, n, k),
         norm_swiglu,
         reference,
-        inputs(tokens, n, k, format if group == 0 else "float16", group=group, bias=bias),
+        inputs(tokens, n, k, format, bias=bias),
         rtol=2e-5,
         atol=5e-5,
         activations=("x",),
         prepare=prepare,
         device_reference=True,
     )
-    for format, group, tokens, n, k, bias in SHAPES
+    for format, tokens, n, k, bias in SHAPES
 ]

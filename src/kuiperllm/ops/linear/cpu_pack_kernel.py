@@ -1,0 +1,256 @@
+"""CPU kernels that bring weights into blocks of 16 rows: floating point, codes of files, scales; rounding.
+
+Work items are blocks. The rows that the last block lacks are zeros.
+"""
+
+import numpy as np
+
+from kuiperllm.backends.cpu.simd import (
+    add_i32,
+    as_f32p,
+    as_u16p,
+    div,
+    float_to_half,
+    fma,
+    half_to_float,
+    i8p,
+    i32p,
+    load,
+    load_8bytes,
+    load_bf16,
+    load_f16,
+    max_lanes,
+    min_lanes,
+    offset,
+    round_to_i32,
+    splat,
+    splat_i32,
+    store_i8,
+    sum_lanes,
+    u8p,
+    u16p,
+    vmax,
+    vmin,
+    zeros,
+)
+from kuiperllm.backends.cpu.unroll import inline, unroll
+from kuiperllm.ops.linear.cpu_codes_kernel import BITS, GROUP
+
+# Template parameters.
+WIDTH = 4  # bytes of an element
+FORMAT = 0  # of weights to be rounded: FLOAT32, FLOAT16 or BFLOAT16
+
+# Template parameters: where a file has codes, as `quant.codes.CodeLayout` says.
+BLOCK = 32
+BLOCK_BYTES = 32
+FLIP = 0  # XORed to eight codes
+PLANES = 1
+OFFSET_0, BITS_0, RUN_0 = 0, 8, 1
+OFFSET_1, BITS_1, RUN_1 = 0, 0, 1
+OFFSET_2, BITS_2, RUN_2 = 0, 0, 1
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+ONES = 0x0101010101010101
+
+
+# --- floating point, scales -------------------------------------------------------------------------------
+
+
+def pack_words(source: i32p, packed: i32p, n: int, words: int, begin, end, thread):
+    """Rows of 32-bit words to blocks of 16 rows, [N][words] -> [N/16][words][16]."""
+    for block in range(begin, end):
+        out = offset(packed, block * words * 16)
+        for r in range(16):
+            if block * 16 + r < n:
+                row = offset(source, (block * 16 + r) * words)
+                for j in range(words):
+                    out[j * 16 + r] = row[j]
+            else:
+                for j in range(words):
+                    out[j * 16 + r] = np.int32(0)
+
+
+def pack_halves(source: u16p, packed: u16p, n: int, k: int, begin, end, thread):
+    """Rows of 16-bit values to blocks of 16 rows, [N][K] -> [N/16][K][16]."""
+    for block in range(begin, end):
+        out = offset(packed, block * k * 16)
+        for r in range(16):
+            if block * 16 + r < n:
+                row = offset(source, (block * 16 + r) * k)
+                for j in range(k):
+                    out[j * 16 + r] = row[j]
+            else:
+                for j in range(k):
+                    out[j * 16 + r] = np.uint16(0)
+
+
+def pack_groups(source: u8p, packed: u8p, n: int, stored: int, groups: int, record: int, begin, end, thread):
+    """Rows of `stored` scales to the beginnings of records of blocks, [N][stored] -> [N/16][groups][record].
+
+    Elements have WIDTH bytes, and records `record` of them.
+    """
+    for block in range(begin, end):
+        out = offset(packed, block * groups * record * WIDTH)
+        for r in range(16):
+            row = offset(source, (block * 16 + r) * stored * WIDTH)
+            for g in range(groups):
+                for byte in unroll(WIDTH):
+                    value = np.uint8(0)
+                    if block * 16 + r < n and g < stored:
+                        value = row[g * WIDTH + byte]
+                    out[(g * record + r) * WIDTH + byte] = value
+
+
+# --- codes ------------------------------------------------------------------------------------------------
+
+
+@inline
+def bits_of_eight(source, at, column, bits, run):
+    """What a plane that begins at byte `at` holds of eight columns, in eight bytes."""
+    if bits == 8:
+        return load_8bytes(source, at + column)
+    if run == 1:
+        spread = np.int64(0)
+        for byte in range(bits):
+            spread |= np.int64(source[at + column * bits // 8 + byte]) << (8 * byte)
+        spread = (spread | spread << (4 * (8 - bits))) & (((1 << 4 * bits) - 1) * 0x100000001)
+        spread = (spread | spread << (2 * (8 - bits))) & (((1 << 2 * bits) - 1) * 0x1000100010001)
+        return (spread | spread << (8 - bits)) & (((1 << bits) - 1) * ONES)
+    span = run * 8 // bits
+    stored = load_8bytes(source, at + column // span * run + column % run)
+    return (stored >> (column % span // run * bits)) & (((1 << bits) - 1) * ONES)
+
+
+@inline
+def codes_of_eight(row, column):
+    """The codes of eight columns of a row, in eight bytes."""
+    at, within = column // BLOCK * BLOCK_BYTES, column % BLOCK
+    codes = bits_of_eight(row, at + OFFSET_0, within, BITS_0, RUN_0)
+    if PLANES > 1:
+        codes |= bits_of_eight(row, at + OFFSET_1, within, BITS_1, RUN_1) << BITS_0
+    if PLANES > 2:
+        codes |= bits_of_eight(row, at + OFFSET_2, within, BITS_2, RUN_2) << (BITS_0 + BITS_1)
+    return codes ^ FLIP
+
+
+@inline
+def place(packed, at, a, b, c, d):
+    """Write the codes of 32 columns of a row, eight to an argument, to words of a chunk, from `at` on."""
+    if BITS == 8:
+        place_bytes(packed, at, a)
+        place_bytes(packed, at + 32, b)
+        place_bytes(packed, at + 64, c)
+        place_bytes(packed, at + 96, d)
+        return
+    rest, then = 0, at
+    if BITS >= 4:
+        packed[at] = np.int32(two_quads(a, 0, 4))
+        packed[at + 16] = np.int32(two_quads(b, 0, 4))
+        packed[at + 32] = np.int32(two_quads(c, 0, 4))
+        packed[at + 48] = np.int32(two_quads(d, 0, 4))
+        rest, then = 4, at + 64
+    if BITS == 2 or BITS == 3 or BITS == 6:
+        packed[then] = np.int32(two_quads(a, rest, 2) | two_quads(b, rest, 2) << 4)
+        packed[then + 16] = np.int32(two_quads(c, rest, 2) | two_quads(d, rest, 2) << 4)
+        rest, then = rest + 2, then + 32
+    if BITS == 3 or BITS == 5:
+        low = two_quads(a, rest, 1) | two_quads(b, rest, 1) << 2
+        packed[then] = np.int32(low | two_quads(c, rest, 1) << 4 | two_quads(d, rest, 1) << 6)
+
+
+@inline
+def place_bytes(packed, at, codes):
+    packed[at] = np.int32(codes)
+    packed[at + 16] = np.int32(codes >> 32)
+
+
+@inline
+def two_quads(codes, shift, bits):
+    """Some bits of eight codes: those of the first four in the low bits of four bytes, the others above."""
+    kept = (codes >> shift) & (((1 << bits) - 1) * ONES)
+    return (kept | kept >> (32 - bits)) & 0xFFFFFFFF
+
+
+def pack_codes(source: u8p, packed: i32p, n: int, k: int, row_bytes: int, begin, end, thread):
+    """Rows of codes as a file has them to blocks; `row_bytes`: from a row to the next.
+
+    k is a multiple of 16; the columns that the last chunk lacks have the code 0.
+    """
+    chunks = (k + 31) // 32
+    for block in range(begin, end):
+        for r in range(16):
+            row = offset(source, (block * 16 + r) * row_bytes)
+            for chunk in range(chunks):
+                a, b, c, d = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+                if block * 16 + r < n:
+                    a, b = codes_of_eight(row, chunk * 32), codes_of_eight(row, chunk * 32 + 8)
+                    if chunk * 32 + 16 < k:
+                        c, d = codes_of_eight(row, chunk * 32 + 16), codes_of_eight(row, chunk * 32 + 24)
+                place(packed, (block * chunks + chunk) * 16 * BITS + r, a, b, c, d)
+
+
+# --- rounding ---------------------------------------------------------------------------------------------
+
+
+@inline
+def load_source(source, index):
+    if FORMAT == FLOAT32:
+        return load(as_f32p(source), index)
+    if FORMAT == FLOAT16:
+        return load_f16(as_u16p(source), index)
+    return load_bf16(as_u16p(source), index)
+
+
+def quantize_pack(
+    source: u8p, packed: i32p, scales: u16p, scratch: i8p, failed: i32p, n: int, k: int, begin, end, thread
+):
+    """Rows of floating point to blocks of symmetric codes with float16 scales, as `quant.rounding` says.
+
+    `failed` becomes 1 if a weight is NaN or infinite, 2 if one is too large for a float16 scale. `scratch`
+    has room for the codes of a row, padded to a multiple of 32 columns, for each thread.
+    """
+    chunks, groups = (k + 31) // 32, (k + 31) // 32 * 32 // GROUP
+    codes = offset(scratch, thread * chunks * 32)
+    middle = 1 << (BITS - 1)
+    # what the largest weight is divided by, and what it may be divided by a rounded scale
+    parts = np.float32(127 if BITS == 8 else -(middle + 0.25))
+    reach = np.float32(127.5 if BITS == 8 else middle + 0.5)
+    least = splat(np.float32(-127 if BITS == 8 else -middle))
+    most = splat(np.float32(middle - 1))
+    for block in range(begin, end):
+        for r in range(16):
+            row = block * 16 + r
+            for g in range(groups):
+                if row >= n or g * GROUP >= k:
+                    scales[(block * groups + g) * 16 + r] = np.uint16(0)
+                    for j in range(g * GROUP, g * GROUP + GROUP, 16):
+                        store_i8(codes, j, splat_i32(np.int32(middle)))
+                    continue
+                first = row * k + g * GROUP
+                high, low, poison = load_source(source, first), load_source(source, first), zeros()
+                for j in range(0, GROUP, 16):
+                    v = load_source(source, first + j)
+                    high, low, poison = vmax(v, high), vmin(v, low), fma(v, zeros(), poison)
+                top, bottom, check = max_lanes(high), min_lanes(low), sum_lanes(poison)
+                largest = top if top >= -bottom else bottom
+                if BITS == 8:
+                    largest = abs(largest)
+                wanted = largest / parts
+                if not check == np.float32(0):
+                    failed[0] = np.int32(1)
+                elif abs(wanted) > np.float32(65504):
+                    failed[0] = np.int32(2)
+                half = float_to_half(wanted)
+                if abs(half_to_float(half)) * reach < abs(largest):
+                    half = np.uint16(half + np.uint16(1))
+                scale = half_to_float(half)
+                divisor = splat(scale if scale != np.float32(0) else np.float32(1))
+                for j in range(0, GROUP, 16):
+                    ratio = div(load_source(source, first + j), divisor)
+                    whole = round_to_i32(vmin(vmax(ratio, least), most))
+                    store_i8(codes, g * GROUP + j, add_i32(whole, splat_i32(np.int32(middle))))
+                scales[(block * groups + g) * 16 + r] = half
+            for chunk in range(chunks):
+                a, b = load_8bytes(codes, chunk * 32), load_8bytes(codes, chunk * 32 + 8)
+                c, d = load_8bytes(codes, chunk * 32 + 16), load_8bytes(codes, chunk * 32 + 24)
+                place(packed, (block * chunks + chunk) * 16 * BITS + r, a, b, c, d)
