@@ -37,7 +37,9 @@ class Rows:
         """Take in what is new of sequences that have just come, or have got blocks."""
         for sequence in sequences:
             row, params, parameters = sequence.row, sequence.params, self.parameters
-            self.table[row, : len(sequence.blocks)] = sequence.blocks
+            count = len(sequence.blocks)
+            self.table[row, :count] = sequence.blocks
+            self.table[row, count:] = 0  # kernels may look further than a sequence goes
             parameters["temperature"][row] = params.temperature
             parameters["top_k"][row] = params.top_k
             parameters["top_p"][row] = params.top_p
