@@ -270,6 +270,7 @@ def test_a_guide_that_fails_ends_its_request_alone(random_model: Path, where: st
                 await llm.complete("bad", GREEDY.with_changes(n=2), make_guide=make)
         assert all(await asyncio.gather(*others))
         assert llm.failure is None
+        assert llm.stats().finished["error"] == (0 if where == "make" else 6)
 
     run(random_model, body)
 

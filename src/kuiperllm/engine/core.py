@@ -138,7 +138,7 @@ class Engine:
         live = [stream for stream in outputs.streams if stream.sequence.finish_reason is None]
         deltas = [stream.abort() for stream in live]
         for stream in live:
-            self._forget(stream)
+            self._forget(stream, "abort")
         params = outputs.request.params
         return deltas if params.n == params.num_outputs else _best([*outputs.last, *deltas], params.n)
 
@@ -192,7 +192,7 @@ class Engine:
         stream = self._streams[sequence.number]
         try:
             delta = stream.push(token_id)
-        except Exception as error:  # a guide's; it concerns this request alone
+        except Exception as error:  # a guide's, as a rule; it concerns this request alone
             self.on_guide_error(sequence, error)
             return
         if delta is not None:
@@ -206,10 +206,16 @@ class Engine:
     def on_guide_error(self, sequence: Sequence, error: Exception) -> None:
         """End a sequence's whole request with an error."""
         request_id = self._streams[sequence.number].request.request_id
-        self.abort(request_id)
-        if not isinstance(error, KuiperError):
-            error = KuiperError(f"what guides the output failed: {type(error).__name__}: {error}")
-        self._deltas.append(Delta(request_id, 0, "", [], None, error=error))
+        for stream in self._outputs.pop(request_id).streams:
+            if stream.sequence.finish_reason is None:
+                stream.abort()
+                self._forget(stream, "error")
+        if isinstance(error, KuiperError):
+            told = error
+        else:
+            told = KuiperError(f"what guides the output failed: {type(error).__name__}: {error}")
+            told.__cause__ = error
+        self._deltas.append(Delta(request_id, 0, "", [], None, error=told))
 
     def _hand_out(self, stream: OutputStream, delta: Delta) -> None:
         """Pass a delta on; at the end of an output, forget it, and the request with its last output."""
@@ -219,7 +225,7 @@ class Engine:
         request_id, params = delta.request_id, stream.request.params
         outputs = self._outputs[request_id]
         outputs.last.append(delta)
-        self._forget(stream)
+        self._forget(stream, delta.completion.finish_reason)
         if params.num_outputs == params.n:
             self._deltas.append(delta)
         elif len(outputs.last) == len(outputs.streams):
@@ -227,13 +233,13 @@ class Engine:
         if len(outputs.last) == len(outputs.streams):
             del self._outputs[request_id]
 
-    def _forget(self, stream: OutputStream) -> None:
-        """Drop a sequence that has ended, and take its blocks back."""
+    def _forget(self, stream: OutputStream, ending: str) -> None:
+        """Drop a sequence that has ended, in one of the ways that are counted, and take its blocks back."""
         sequence = stream.sequence
         self._stats.generated_tokens += len(sequence.output_ids)
         self.scheduler.finish(sequence)
         del self._streams[sequence.number]
-        self._stats.finished[str(sequence.finish_reason)] += 1
+        self._stats.finished[ending] += 1
 
 
 def _best(last: list[Delta], count: int) -> list[Delta]:

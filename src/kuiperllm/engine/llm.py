@@ -193,7 +193,10 @@ class LLM(LanguageModel):
                 self._engine.add(request)
             try:
                 while self._engine.has_work:
-                    yield from self._engine.step()
+                    for delta in self._engine.step():
+                        if delta.error is not None:
+                            raise delta.error
+                        yield delta
             except GeneratorExit:
                 for request in requests:
                     self._engine.abort(request.request_id)
