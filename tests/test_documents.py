@@ -277,9 +277,9 @@ def test_wheel_check_finds_what_is_missing(tmp_path: Path) -> None:
 
     check = load_tool("check_wheel")
     package = ROOT / "src" / "kuiperllm"
-    kinds = (".py", ".cu", ".cuh", ".json", ".gguf")
+    kinds = (".py", ".cu", ".cuh", ".json", ".gguf", ".html", ".css", ".js", ".svg")
     files = [path for path in package.rglob("*") if path.suffix in kinds or path.name == "py.typed"]
-    for left_out in ("", "py.typed", "demo.gguf", "team_kernel.py", "decode.cu", "gemm_table.json"):
+    for left_out in ("", "py.typed", "demo.gguf", "team_kernel.py", "decode.cu", "gemm_table.json", "app.js"):
         wheel = tmp_path / f"kuiperllm-0-{left_out or 'whole'}-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in files:

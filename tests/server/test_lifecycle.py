@@ -345,10 +345,10 @@ def test_the_command_serves_and_stops_at_a_signal(tiny_model: Path) -> None:
         assert run.stderr is not None
         try:
             line = ""
-            while not line.startswith("serving at "):
+            while "serving at " not in line:
                 line = run.stderr.readline()
                 assert line, "ended"
-            address = line.split()[2]
+            address = json.loads(line)["message"].split()[2]
             with httpx.Client(base_url=address, headers={"Authorization": "Bearer k"}) as http:
                 assert http.get("/v1/models").json()["data"][0]["id"] == "x"
             run.send_signal(signal.SIGTERM)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import closing
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ kuiper serve -m ./Llama-3.2-1B-Instruct --quant q8 --host 0.0.0.0 --port 8080 --
 kuiper serve -m model.gguf --max-num-seqs 32 --max-model-len 8192 --log-format json
 """
 
+log = logging.getLogger("kuiperllm.server")
+
 _BATCH = "Batching"
 _NETWORK = "Network"
 _API = "API"
@@ -41,7 +44,7 @@ class BatchOptions:
 
     max_num_seqs: Annotated[
         int | None,
-        option(_BATCH, "N", "Most outputs that are worked on at once. Default: 16 on a CPU, 256 on a GPU."),
+        option(_BATCH, "N", "Most outputs that are worked on at once. Default: 8 on a CPU, 256 on a GPU."),
     ] = None
     max_num_batched_tokens: Annotated[
         int | None,
@@ -158,11 +161,15 @@ def serve(
         )
         reporter.clear()
         set_up(network.log_format, verbose)
-        serve_until_stopped(llm, config, _announce, listener)
+        tell = log.info if network.log_format == "json" else _tell
+        tell(str(llm.loaded.plan))
+        serve_until_stopped(
+            llm, config, lambda address: tell(f"serving at {address} (Ctrl-C stops)"), listener
+        )
 
 
-def _announce(address: str) -> None:
-    print(f"serving at {address} (Ctrl-C stops)", file=sys.stderr, flush=True)
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _batch_fields(batch: BatchOptions) -> dict[str, Any]:

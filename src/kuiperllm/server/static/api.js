@@ -17,7 +17,7 @@ async function reason(response) {
 
 /** The events of an answer, as they come. */
 export async function* stream(path, body, key, signal) {
-  const request = { ...body, stream: true, stream_options: { include_usage: true } };
+  const request = { ...body, stream: true, stream_options: { include_usage: true, continuous_usage_stats: true } };
   const response = await fetch(path, { method: "POST", headers: headers(key), body: JSON.stringify(request), signal });
   if (!response.ok) throw new Error(await reason(response));
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();

@@ -225,8 +225,8 @@ async function answer(conversation) {
   const controller = new AbortController();
   writing = { controller, conversation, message };
   showAll();
-  const started = performance.now();
-  let first = 0, last = 0, pending = false, usage = null;
+  const times = { started: performance.now(), first: 0, last: 0, before: 0, tokens: 0 };
+  let pending = false;
   const show = () => {
     pending = false;
     if (current !== conversation) return;
@@ -238,13 +238,13 @@ async function answer(conversation) {
   };
   try {
     for await (const event of stream(path, body, $("key").value.trim(), controller.signal)) {
-      usage = event.usage ?? usage;
+      times.tokens = event.usage?.completion_tokens ?? times.tokens;
       const choice = event.choices[0];
       const text = choice?.delta?.content ?? choice?.text ?? "";
       const thought = choice?.delta?.reasoning_content ?? "";
       if (!text && !thought) continue;
-      last = performance.now();
-      first ||= last;
+      times.last = performance.now();
+      if (!times.first) [times.first, times.before] = [times.last, times.tokens];
       message.content += text;
       if (thought) message.reasoning = (message.reasoning ?? "") + thought;
       if (!pending) { pending = true; requestAnimationFrame(show); }
@@ -253,22 +253,19 @@ async function answer(conversation) {
     if (error.name !== "AbortError") message.error = String(error.message || error);
     else message.stopped = true;
   }
-  message.figures = figures(started, first, last, usage, message.stopped);
+  message.figures = figures(times, message.stopped);
   writing = null;
   save(state);
   showAll();
   $("input").focus();
 }
 
-/** Time to the first token and speed after it. */
-function figures(started, first, last, usage, stopped) {
+/** Time to the first tokens, and speed after them. */
+function figures({ started, first, last, before, tokens }, stopped) {
   const parts = [];
   if (first) parts.push(`first token after ${((first - started) / 1000).toFixed(2)} s`);
-  if (usage) {
-    const more = usage.completion_tokens - 1;
-    if (more > 0 && last > first) parts.push(`${((1000 * more) / (last - first)).toFixed(1)} tokens/s`);
-    parts.push(`${usage.completion_tokens} tokens`);
-  }
+  if (tokens > before && last > first) parts.push(`${((1000 * (tokens - before)) / (last - first)).toFixed(1)} tokens/s`);
+  if (tokens) parts.push(`${tokens} tokens`);
   if (stopped) parts.push("stopped");
   return parts.join(" · ");
 }
