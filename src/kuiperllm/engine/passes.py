@@ -8,7 +8,7 @@ from kuiperllm.core import DType, Tensor
 from kuiperllm.engine.decode_graph import Choice, DecodeState
 from kuiperllm.engine.graphs import Graphs
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.mixed_pass import MixedPass, captured_length
+from kuiperllm.engine.mixed_pass import MixedPass, Shape
 from kuiperllm.engine.newest import TokenRing
 from kuiperllm.engine.scheduler import Step
 from kuiperllm.models import Decoder
@@ -22,10 +22,11 @@ _SIZES = (8, 1), (32, 8), (64, 16), (256, 32)
 """Up to so many sequences, a GPU's decode steps are made for multiples of so many: kernels for 8 rows or
 fewer are compiled for each number, others take about the same time for a row more."""
 _LARGEST_STEP = 64
+_MOST_MIXED = 256  # shapes of mixed passes that are kept
 
 
 class Passes:
-    """Decode steps are captured once per batch size, and so are single short prompts on a GPU.
+    """Decode steps are captured once per batch size, and so are short mixed steps on a GPU.
 
     Args:
         model: what to run.
@@ -50,7 +51,7 @@ class Passes:
         self.logits = Tensor.empty(shape, DType.float32, model.device)
         """Where logits are left, until the next pass."""
         self._states: dict[tuple[int, int], DecodeState] = {}  # by batch size and width of the block table
-        self._prompts: dict[tuple[int, int], MixedPass] = {}  # single ones, by length and width
+        self._mixed: dict[Shape, MixedPass] = {}
         self._graphs = Graphs(model.device)
         self._is_prepared = False
 
@@ -76,39 +77,32 @@ class Passes:
 
     def mixed(self, step: Step) -> tuple[MixedPass, bool]:
         """The pass for any other step, and whether it has been run before, so that it is worth capturing."""
-        length = captured_length(step.num_tokens[0])
-        (sequence, *others) = step.sequences
-        if self._is_host or others or length is None or sequence.embeds or sequence.wants_prompt_logprobs:
-            return self.new(step, sum(step.num_tokens), step.num_sampled), False
-        key = length, self._width(step)
-        if (known := self._prompts.get(key)) is not None:
+        exact = Shape.of(step, self._width(step))
+        shape = None if self._is_host or _reports(step) else self._padded(exact)
+        if shape is None:
+            return self._made(exact), False
+        if (known := self._mixed.get(shape)) is not None:
             return known, True
-        self._prompts[key] = self.new(step, length, 1)
-        return self._prompts[key], False
+        if len(self._mixed) == _MOST_MIXED:
+            del self._mixed[next(iter(self._mixed))]
+        self._mixed[shape] = self._made(shape)
+        return self._mixed[shape], False
 
-    def new(self, step: Step, num_tokens: int, num_sampled: int) -> MixedPass:
-        """A pass for a step.
+    def exact(self, step: Step) -> MixedPass:
+        """A pass for a step of which nothing is padded."""
+        return self._made(Shape.of(step, self._width(step)))
 
-        Args:
-            step: the step.
-            num_tokens: how many it has; for a single sequence, the most it can have.
-            num_sampled: after how many sequences, the first ones, logits are wanted.
-        """
-        made = self._made(
-            num_tokens=num_tokens,
-            num_sequences=len(step.sequences),
-            num_single=step.num_single,
-            num_sampled=num_sampled,
-            max_query_len=num_tokens if len(step.sequences) == 1 else max(step.num_tokens),
-            table_width=self._width(step),
-        )
+    @staticmethod
+    def _padded(exact: Shape) -> Shape | None:
+        single, sampled = exact.num_single, max(1, exact.num_sampled)
+        return exact.padded(padded_size(single) if single else 0, padded_size(sampled))
+
+    def _made(self, shape: Shape) -> MixedPass:
+        made = MixedPass(self._model, self._cache, self.logits, self._graphs, shape)
         if not self._is_prepared:
             self._prepare(made)
             self._is_prepared = True
         return made
-
-    def _made(self, **shape: int) -> MixedPass:
-        return MixedPass(self._model, self._cache, self.logits, self._graphs, **shape)
 
     def _prepare(self, made: MixedPass) -> None:
         """Compile the kernels of a pass, all at once."""
@@ -131,7 +125,7 @@ class Passes:
             return False
         self._model.device.synchronize()  # nothing may be under way on what is given back
         self._states.clear()  # first: captured steps keep the memory of what is to be replaced
-        self._prompts.clear()
+        self._mixed.clear()
         self._graphs.clear()
         self._cache.reserve(num_blocks)
         if num_tokens > rotary.num_positions:
@@ -154,9 +148,7 @@ class Passes:
             first = self._fitting_width(1)
             widths = {first, min(self._fitting_width(first + 1), self.widest)}
             for num_tokens in (1 << power for power in range(4, max_num_tokens.bit_length())):
-                shape = {"num_tokens": num_tokens, "max_query_len": num_tokens - 1, "table_width": first}
-                made = self._made(num_sequences=2, num_single=1, num_sampled=2, **shape)
-                self._prepare(made)
+                self._prepare(self._made(Shape(num_tokens, 1, 1, 2, num_tokens - 1, first)))
         for size in sorted(sizes):
             for width in widths:
                 for choice in get_args(Choice):
@@ -177,6 +169,12 @@ class Passes:
         while width < num_blocks:
             width *= factor
         return width
+
+
+def _reports(step: Step) -> bool:
+    """Whether a piece of a prompt is worked on for more than its next token."""
+    pieces = step.sequences[step.num_single :]
+    return any(sequence.embeds or sequence.wants_prompt_logprobs for sequence in pieces)
 
 
 def padded_size(count: int) -> int:

@@ -169,7 +169,7 @@ class Runner:
         """
         self._reserve(step, num_blocks)
         self._rows.update(step.sequences)
-        batch = self.passes.new(step, step.num_tokens[0], 0)
+        batch = self.passes.exact(step)
         batch.upload(step, self._rows, Newest([], None))
         return batch.run()
 
@@ -231,7 +231,7 @@ class Runner:
                 batch.logits(residual)
         if step.num_sampled:
             launched.logits = self.passes.logits[: step.num_sampled, : self.vocab_size]
-            launched.draws = batch.draws
+            launched.draws = {name: values[: step.num_sampled] for name, values in batch.draws.items()}
 
     def _queued(self, launched: Launched, tokens: NDArray[Any] | None, newest: Tensor | None) -> None:
         launched.complete(self.model.device.backend.record(), tokens)

@@ -148,6 +148,9 @@ def reference(
     repeats = q.shape[1] // k.shape[1]
     out, q0, k0 = np.empty_like(q), 0, 0
     for query_len, seq_len in zip(query_lens, seq_lens, strict=True):
+        if not query_len:
+            k0 += seq_len
+            continue
         keys = np.repeat(k[k0 : k0 + seq_len], repeats, axis=1)
         values = np.repeat(v[k0 : k0 + seq_len], repeats, axis=1)
         scores = scale * np.einsum("thd,shd->hts", q[q0 : q0 + query_len], keys)
@@ -296,6 +299,7 @@ CASES = [
         _case("prefill-chunk", [33], [100], 4, 1, 80, dtype=dtype),
         _case("mixed", [5, 1, 31, 1], [5, 64, 63, 200], 6, 3, 20, dtype=dtype),
         _case("split", [1, 1, 5, 1, 31], [64, 200, 5, 7, 63], 6, 3, 20, single=2, dtype=dtype),
+        _case("split-padded", [1, 1, 5, 0, 0], [64, 1, 40, 0, 0], 6, 3, 64, single=2, dtype=dtype),
         _case("split-long", [1, 40], [900, 70], 4, 2, 64, single=1, dtype=dtype),
         _case("block-16", [17], [47], 3, 3, 36, block_size=16, dtype=dtype),
         _case("block-64", [9, 1], [130, 64], 4, 2, 32, block_size=64, dtype=dtype),
