@@ -208,6 +208,8 @@ def test_commands_have_the_options_that_documents_use(path: Path) -> None:
             if Path(words[0]).name != "kuiper" or len(words) < 2 or words[1].startswith("-"):
                 continue
             known = group.commands[words[1]]
+            if len(words) > 2 and words[2] in getattr(known, "commands", {}):
+                known = known.commands[words[2]]
             options = {name for parameter in known.params for name in parameter.opts} | {"--help"}
             used = {word for word in words[2:] if word.startswith("-") and word != "-"}
             assert used <= options, command

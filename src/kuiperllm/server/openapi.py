@@ -83,9 +83,10 @@ def describe(
             if path.startswith(("/v1/", "/tokenize", "/detokenize")):
                 for operation in operations.values():
                     operation["security"] = [{"key": []}]
-    else:
-        for operations in document["paths"].values():
-            for operation in operations.values():
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)  # FastAPI's, for parameters; all of ours are text
+            if not needs_key:
                 operation["responses"].pop("401", None)
     return document
 

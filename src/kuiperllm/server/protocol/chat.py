@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, StringConstraints
 
-from kuiperllm.server.protocol.common import Answer, Part, SamplingFields, ShortText, Usage
+from kuiperllm.server.protocol.common import WHOLE, Answer, Part, SamplingFields, ShortText, Usage
 
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
-MaxTokens = Annotated[int, Field(ge=1, lt=1 << 31)]
+MaxTokens = Annotated[int, Field(ge=1, lt=1 << 31), WHOLE]
 
 
 # --- messages ---------------------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class ChatRequest(SamplingFields):
         None, description="Most tokens to make. Default: until the model stops or the context is full."
     )
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = Field(
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = Field(
         None, description="Only together with `logprobs`."
     )
     response_format: ResponseFormat | None = None

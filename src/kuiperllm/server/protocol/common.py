@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 MAX_STOPS = 32
 MAX_BIASES = 4096
 
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31, json_schema_extra={"x-below": "vocab_size"})]
+
+def _whole(value: Any) -> Any:
+    """1.0 as 1: to JSON, and to a schema's `integer`, they are the same."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)  # to stand behind a `Field`, whose bounds the schema would lose otherwise
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31, json_schema_extra={"x-below": "vocab_size"}), WHOLE]
 Text = Annotated[str, StringConstraints(min_length=1)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 BiasKey = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
@@ -60,23 +67,29 @@ class SamplingFields(Request):
     model: ShortText | None = Field(None, description="The served model's name, which is also the default.")
     temperature: Annotated[float, Field(ge=0, le=100)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    top_k: Annotated[int, Field(ge=-1, lt=1 << 31)] | None = Field(None, description="0 or -1: all.")
+    top_k: Annotated[int, Field(ge=-1, lt=1 << 31), WHOLE] | None = Field(None, description="0 or -1: all.")
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
-    logit_bias: Annotated[dict[BiasKey, Bias], Field(max_length=MAX_BIASES)] | None = None
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
-    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    logit_bias: (
+        Annotated[
+            dict[BiasKey, Bias],
+            Field(max_length=MAX_BIASES, json_schema_extra={"additionalProperties": False}),
+        ]
+        | None
+    ) = Field(None, description="From token ids to what is added to their logits.")
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), WHOLE] | None = None
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=MAX_STOPS)] | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
-    min_tokens: Annotated[int, Field(ge=0, lt=1 << 31)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=1 << 31), WHOLE] | None = None
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = Field(None, description="Only together with `stream`.")
     structured_outputs: StructuredOutputs | None = None
-    priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31)] | None = Field(
+    priority: Annotated[int, Field(ge=-(1 << 31), lt=1 << 31), WHOLE] | None = Field(
         None, description="Lower goes first."
     )
     cache_salt: ShortText | None = Field(

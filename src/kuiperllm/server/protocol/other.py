@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from kuiperllm.server.protocol.chat import Message, Tool
-from kuiperllm.server.protocol.common import Answer, Request, ShortText, TokenId
+from kuiperllm.server.protocol.common import WHOLE, Answer, Request, ShortText, TokenId
 from kuiperllm.server.protocol.completions import Prompts
 
 
@@ -39,7 +39,7 @@ class EmbeddingRequest(Request):
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="`base64`: of float32 numbers, the low byte first."
     )
-    dimensions: Annotated[int, Field(ge=1, lt=1 << 20)] | None = Field(
+    dimensions: Annotated[int, Field(ge=1, lt=1 << 20), WHOLE] | None = Field(
         None,
         description="Only the model's own number is possible.",
         json_schema_extra={"x-only": "hidden_size"},
