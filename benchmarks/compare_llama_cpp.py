@@ -67,11 +67,16 @@ class Format:
     quant: str | None
     dtype: str
     group_size: int = 64
-    gguf_bytes_per_weight: float = 2.0
+    gguf_bytes_per_weight: float | None = 2.0
+    """None: types are mixed, and the file's size counts, embedding included."""
+    same_file: bool = False
+    """KuiperLLM loads the GGUF file too."""
 
 
 FORMATS = {
     "q8": Format(gguf="Q8_0", quant="q8", dtype="bfloat16", gguf_bytes_per_weight=34 / 32),
+    "q4": Format(gguf="Q4_0", quant="q4", dtype="bfloat16", group_size=32, gguf_bytes_per_weight=18 / 32),
+    "q4_k_m": Format(gguf="Q4_K_M", quant=None, dtype="auto", gguf_bytes_per_weight=None, same_file=True),
     "bf16": Format(gguf="BF16", quant=None, dtype="bfloat16"),
     "f16": Format(gguf="F16", quant=None, dtype="float16"),
 }
@@ -103,21 +108,25 @@ def load(workers: dict[str, Worker], cell: Cell, peers: Peers, args: argparse.Na
     """Load the cell's model in every engine; the bytes of weights that each reads for a decoded token."""
     config = json.loads(cell.config.read_text())
     read = {}
+    path = peers.gguf(cell.config, cell.format.gguf) if PEER in workers or cell.format.same_file else None
     if PEER in workers:
+        assert path is not None
         workers[PEER].ask(
             "load",
-            path=str(peers.gguf(cell.config, cell.format.gguf)),
+            path=str(path),
             threads=args.threads,
             context=max(args.prefill, args.prompt + args.tokens),
             batch=max(args.prefill, args.prompt),
             flash_attn=args.llama_flash_attn,
             load_mode=args.llama_load_mode,
         )
-        read[PEER] = gguf_bytes_per_token(config, cell.format.gguf_bytes_per_weight)
+        per_weight = cell.format.gguf_bytes_per_weight
+        read[PEER] = path.stat().st_size if per_weight is None else gguf_bytes_per_token(config, per_weight)
     if OURS in workers:
         answer = workers[OURS].ask(
             "load",
             config=config,
+            path=str(path) if cell.format.same_file else None,
             quant=cell.format.quant,
             group_size=cell.format.group_size,
             dtype=cell.format.dtype,

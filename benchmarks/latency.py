@@ -4,7 +4,9 @@ Models of random weights, of the shapes of some config.json files, are written t
 other. Prompts are token ids; outputs are chosen, fed back and turned into text as always. The floor of a
 token is the bytes of weights that it reads, by the bandwidth measured in the same run.
 
-    python benchmarks/latency.py CONFIG.json ... [--device cuda:0] [--json results.json]
+    python benchmarks/latency.py MODEL ... [--quant none q8 q4] [--device cuda:0] [--json results.json]
+
+A model is a config.json, which gets random weights, or anything that `kuiper` runs, such as a GGUF file.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import json
 import tempfile
 import time
 from datetime import date
+from itertools import product
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +25,7 @@ import numpy as np
 
 from kuiperllm import LLM, SamplingParams
 from kuiperllm.engine.bench import versions
+from kuiperllm.ops.linear import gemv_codes_plan
 from random_model import write_model
 
 PROMPTS = (128, 1024, 8192)
@@ -32,18 +36,24 @@ SAMPLING = {
 }
 
 
-def measure(config: Path, device: str, repeats: int) -> dict[str, Any]:
+def measure(model: Path, quant: str, group_size: int, device: str, repeats: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / config.stem
-        write_model(config, folder)
+        folder = model
+        if model.suffix == ".json":
+            folder = Path(name) / model.stem
+            write_model(model, folder)
         started = time.perf_counter()
         length = PROMPTS[-1] + DECODED + 64
-        llm = LLM(folder, device=device, max_model_len=length, prefix_caching=False)
+        llm = LLM(
+            folder, device=device, quant=quant, group_size=group_size,
+            max_model_len=length, prefix_caching=False,
+        )  # fmt: skip
         load_s = time.perf_counter() - started
     rng = np.random.default_rng(0)
     prompts = {n: rng.integers(0, llm.config.vocab_size, n).tolist() for n in PROMPTS}
     backend = llm.loaded.decoder.device.backend
-    result: dict[str, Any] = {"model": config.stem, "load_s": load_s, "first_token_ms": {}, "token_ms": {}}
+    kept_as = model.stem if quant == "none" else f"{model.stem}, {quant} g{group_size}"
+    result: dict[str, Any] = {"model": kept_as, "load_s": load_s, "first_token_ms": {}, "token_ms": {}}
     for tokens, prompt in prompts.items():
         params = SamplingParams(temperature=0.0, max_tokens=1)
         times = [llm.generate([prompt], params)[0].time_to_first_token_s * 1e3 for _ in range(repeats + 3)]
@@ -63,20 +73,26 @@ def measure(config: Path, device: str, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("configs", type=Path, nargs="+")
+    parser.add_argument("models", type=Path, nargs="+")
+    parser.add_argument("--quant", nargs="+", default=["none"], choices=["none", "q8", "q4"])
+    parser.add_argument("--group-size", type=int, default=64)
+    parser.add_argument(
+        "--beside", action="store_true", help="products with quantized weights leave room for the next kernel"
+    )
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     options = parser.parse_args()
     rows = []
-    for config in options.configs:
-        row = measure(config, options.device, options.repeats)
+    gemv_codes_plan.BESIDE = options.beside
+    for model, quant in product(options.models, options.quant):
+        row = measure(model, quant, options.group_size, options.device, options.repeats)
         rows.append(row)
         first = ", ".join(f"{tokens}: {ms:.2f}" for tokens, ms in row["first_token_ms"].items())
         token = {kind: times["median"] for kind, times in row["token_ms"].items()}
         share = 100 * row["floor_ms"] / token["greedy"]
         print(
-            f"{row['model']:14} loaded in {row['load_s']:.2f} s; ms to the first token of {first}; "
+            f"{row['model']:20} loaded in {row['load_s']:.2f} s; ms to the first token of {first}; "
             f"ms per token: greedy {token['greedy']:.4f} ({share:.0f} % of the bandwidth floor), "
             f"sampled {token['sampled']:.4f}",
             flush=True,

@@ -1,11 +1,12 @@
-"""Write a GGUF file with random weights in the shape of a Hugging Face config, for timing llama.cpp.
+"""Write a GGUF file with random weights in the shape of a Hugging Face config, for timing.
 
-    python benchmarks/random_gguf.py benchmarks/configs/llama-3.2-1b.json Q8_0 model.gguf
+    python benchmarks/random_gguf.py benchmarks/configs/llama-3.2-1b.json Q4_K_M model.gguf
 
-The file holds what a converted checkpoint of that shape and type holds: every matrix, the (tied) embedding
-included, in the one type; norms and biases in float32; `rope_freqs` where the config scales rope as Llama 3
-does. Weights are spread like freshly initialised ones (standard deviation 0.02), so activations stay finite.
-There is no vocabulary (`tokenizer.ggml.model` = `no_vocab`): token ids are all that is fed and read.
+The file holds what a converted checkpoint of that shape and type holds: norms and biases in float32,
+`rope_freqs` where the config scales rope as Llama 3 does, and matrices, the (tied) embedding included, in the
+one type; of Q4_K_M, in the mixture that llama.cpp's quantizer makes. Weights are spread like freshly
+initialised ones (standard deviation 0.02), so activations stay finite. There is no vocabulary
+(`tokenizer.ggml.model` = `no_vocab`): token ids are all that is fed and read.
 """
 
 from __future__ import annotations
@@ -21,21 +22,48 @@ import gguf
 import numpy as np
 
 STD = 0.02
-Q8_0_BLOCK = 32
 FILE_TYPES = {
     "F16": gguf.LlamaFileType.MOSTLY_F16,
     "BF16": gguf.LlamaFileType.MOSTLY_BF16,
     "Q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "Q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "Q4_K_M": gguf.LlamaFileType.MOSTLY_Q4_K_M,
+}
+SUPER_BLOCK = 256
+WITHOUT_SUPER_BLOCKS = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+"""What llama.cpp takes instead where 256 does not divide the columns."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """How a block of a quantized type is made of random bytes.
+
+    `scales` are where float16 numbers lie, and their sizes in multiples of a scale; `std` is the standard
+    deviation of the weights if that scale is 1.
+    """
+
+    scales: tuple[tuple[int, float], ...]
+    std: float
+
+
+BLOCKS = {
+    "Q8_0": Block(((0, 1.0),), 73.9),
+    "Q4_0": Block(((0, 1.0),), 4.61),
+    "Q5_0": Block(((0, 1.0),), 9.23),
+    # 6-bit multipliers m and n of scale and minimum: d m c - 7.5 d n, so that the mean is 0
+    "Q4_K": Block(((0, 1.0), (2, 7.5)), 258.0),
+    "Q6_K": Block(((208, 1.0),), 1366.0),
 }
 
 
 @dataclass(frozen=True)
 class Spec:
-    """One tensor: GGUF name, shape [rows, columns] (or [size]) and whether it is kept in float32."""
+    """One tensor: GGUF name, shape [rows, columns] (or [size]), whether it is kept in float32, its layer."""
 
     name: str
     shape: tuple[int, ...]
     float32: bool = False
+    layer: int = 0
 
 
 def tensor_specs(config: dict[str, Any]) -> Iterator[Spec]:
@@ -54,25 +82,42 @@ def tensor_specs(config: dict[str, Any]) -> Iterator[Spec]:
         prefix = f"blk.{layer}."
         yield Spec(prefix + "attn_norm.weight", (hidden,), float32=True)
         for name, size in (("q", q_size), ("k", kv_size), ("v", kv_size)):
-            yield Spec(f"{prefix}attn_{name}.weight", (size, hidden))
+            yield Spec(f"{prefix}attn_{name}.weight", (size, hidden), layer=layer)
             if config["model_type"] == "qwen2":
                 yield Spec(f"{prefix}attn_{name}.bias", (size,), float32=True)
         yield Spec(prefix + "attn_output.weight", (hidden, q_size))
         yield Spec(prefix + "ffn_norm.weight", (hidden,), float32=True)
         yield Spec(prefix + "ffn_gate.weight", (ffn, hidden))
         yield Spec(prefix + "ffn_up.weight", (ffn, hidden))
-        yield Spec(prefix + "ffn_down.weight", (hidden, ffn))
+        yield Spec(prefix + "ffn_down.weight", (hidden, ffn), layer=layer)
+
+
+def matrix_type(spec: Spec, kind: str, config: dict[str, Any]) -> str:
+    """The type of a matrix in a file of some kind.
+
+    Of Q4_K_M, the output projection, and the values' and the last projection of half of the layers (the first
+    and the last eighth, and each third between) are Q6_K, the rest Q4_K.
+    """
+    if kind != "Q4_K_M":
+        return kind
+    eighth, layers = config["num_hidden_layers"] // 8, config["num_hidden_layers"]
+    outer = spec.layer < eighth or spec.layer >= 7 * layers // 8
+    more = outer or (spec.layer - eighth) % 3 == 2
+    output = "token_embd" if config.get("tie_word_embeddings", False) else "output.weight"
+    is_output = spec.name.startswith(output)
+    wanted = "Q6_K" if is_output or (more and ("attn_v" in spec.name or "ffn_down" in spec.name)) else "Q4_K"
+    return WITHOUT_SUPER_BLOCKS[wanted] if spec.shape[1] % SUPER_BLOCK else wanted
 
 
 def random_matrix(shape: tuple[int, ...], kind: str, rng: np.random.Generator) -> np.ndarray:
-    """Random weights of a type, as GGUF stores them: [rows, elements], or [rows, bytes] for BF16 and Q8_0."""
+    """Random weights of a type, as GGUF stores them: [rows, elements], or [rows, bytes] for all but F16."""
     rows, columns = shape
-    if kind == "Q8_0":
-        # a block: float16 scale, then 32 int8 values; uniform -127..127 has a standard deviation of 73.3
-        blocks = np.empty((rows * columns // Q8_0_BLOCK, 2 + Q8_0_BLOCK), np.uint8)
-        scales = rng.uniform(0.5, 1.5, len(blocks)) * (STD / 73.3)
-        blocks[:, :2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
-        blocks[:, 2:] = rng.integers(-127, 128, (len(blocks), Q8_0_BLOCK), np.int8).view(np.uint8)
+    if kind in BLOCKS:
+        block, (size, block_bytes) = BLOCKS[kind], gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]]
+        blocks = rng.integers(0, 256, (rows * columns // size, block_bytes), np.uint8)
+        for at, multiple in block.scales:
+            scales = rng.uniform(0.5, 1.5, len(blocks)) * (STD / block.std * multiple)
+            blocks[:, at : at + 2] = scales.astype("<f2").view(np.uint8).reshape(-1, 2)
         return blocks.reshape(rows, -1)
     weights = rng.standard_normal(shape, np.float32) * np.float32(STD)
     if kind == "F16":
@@ -123,16 +168,18 @@ def write_random_gguf(config: dict[str, Any], kind: str, path: Path, seed: int =
         if spec.float32:
             writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float32), elements * 4, types.F32)
         else:
-            block, block_bytes = gguf.GGML_QUANT_SIZES[types[kind]]
-            writer.add_tensor_info(
-                spec.name, spec.shape, np.dtype(np.float16), elements // block * block_bytes, types[kind]
-            )
+            tensor_type = types[matrix_type(spec, kind, config)]
+            block, block_bytes = gguf.GGML_QUANT_SIZES[tensor_type]
+            nbytes = elements // block * block_bytes
+            writer.add_tensor_info(spec.name, spec.shape, np.dtype(np.float16), nbytes, tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for spec in specs:
-        data = random_vector(spec, rng) if spec.float32 else random_matrix(spec.shape, kind, rng)
-        writer.write_tensor_data(data)
+        if spec.float32:
+            writer.write_tensor_data(random_vector(spec, rng))
+        else:
+            writer.write_tensor_data(random_matrix(spec.shape, matrix_type(spec, kind, config), rng))
     writer.close()
     partial.rename(path)
 
@@ -140,7 +187,7 @@ def write_random_gguf(config: dict[str, Any], kind: str, path: Path, seed: int =
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a GGUF file with random weights.")
     parser.add_argument("config", type=Path, help="config.json of Hugging Face form")
-    parser.add_argument("kind", choices=FILE_TYPES, help="type of the matrices")
+    parser.add_argument("kind", choices=FILE_TYPES, help="type of the matrices, or their mixture")
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
     write_random_gguf(json.loads(args.config.read_text()), args.kind, args.output)

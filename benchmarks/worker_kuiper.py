@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kuiperllm.checkpoint import open_checkpoint
 from kuiperllm.config import EngineConfig, ModelConfig
 from kuiperllm.core import Device
 from kuiperllm.engine.bench import BenchModel, versions
@@ -26,14 +27,25 @@ class Kuiper:
         return {"name": "KuiperLLM"} | versions(Device("cpu"))
 
     def load(
-        self, *, config: dict[str, Any], quant: str | None, group_size: int, dtype: str, threads: int
+        self,
+        *,
+        config: dict[str, Any],
+        path: str | None,
+        quant: str | None,
+        group_size: int,
+        dtype: str,
+        threads: int,
     ) -> dict[str, int]:
-        """Make a model of random weights; tells how many bytes of them a decoded token reads."""
+        """Load a file, or make a model of random weights; tells how many bytes of them a token reads."""
         self.unload()
         engine = EngineConfig(
             device="cpu", quant=quant, group_size=group_size, dtype=dtype, num_threads=threads
         )
-        self.model = BenchModel(ModelConfig.from_hf(config), engine)
+        if path is None:
+            self.model = BenchModel(ModelConfig.from_hf(config), engine)
+        else:
+            with open_checkpoint(path) as checkpoint:
+                self.model = BenchModel(checkpoint, engine)
         return {"bytes_per_token": self.model.decoder.bytes_per_token}
 
     def prefill(self, *, tokens: int) -> float:

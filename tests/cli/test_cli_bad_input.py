@@ -113,10 +113,10 @@ def gguf_of_43_bytes(folder: Path) -> tuple[str, ...]:
 
 
 def gguf_of_unknown_quantization(folder: Path) -> tuple[str, ...]:
-    path = folder / "q4.gguf"
+    path = folder / "iq2.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_tensor(
-        "token_embd.weight", np.zeros((4, 144), np.uint8), raw_dtype=gguf.GGMLQuantizationType.Q4_K
+        "token_embd.weight", np.zeros((4, 66), np.uint8), raw_dtype=gguf.GGMLQuantizationType.IQ2_XXS
     )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -176,7 +176,7 @@ CASES: dict[str, tuple[Make, int, str]] = {
     "broken tokenizer": (broken_tokenizer, 1, "tokenizer.json"),
     "GGUF cut off": (gguf_cut, 1, "truncated"),
     "GGUF with an array of 2^63": (gguf_of_43_bytes, 1, "claims 9223372036854775808 items"),
-    "GGUF of unknown quantization": (gguf_of_unknown_quantization, 1, "supported: F32, F16, Q8_0, BF16"),
+    "GGUF of unknown quantization": (gguf_of_unknown_quantization, 1, "supported: F32, F16, Q4_0"),
     "llama2.c cut off": (llama2c_cut, 1, "model.bin"),
     "pickle": (pickle, 1, "never loaded"),
     "file of torch.save cut off": (torch_cut, 1, "has no directory at its end, so it is truncated"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from kuiperllm import LLM, SamplingParams, UnsupportedError, export
 from kuiperllm.checkpoint import Checkpoint, open_checkpoint
 from kuiperllm.checkpoint.writing import safetensors as safetensors_writer
 from kuiperllm.quant import QuantTensor
+from meta_checkpoints import write_meta
 from tiny_models import BASE, random_weights, write_checkpoint
 
 QWEN2 = BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "rms_norm_eps": 1e-6, "rope_theta": 1e6}
@@ -179,6 +181,35 @@ def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, tensor in random_weights(BASE).items():
         assert found[name].tobytes() == tensor.tobytes()
     assert greedy(tmp_path / "out") == greedy(model)
+
+
+# --- Meta's folders ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_metas_folder_becomes_any_format(tmp_path: Path, shards: int) -> None:
+    config = LLAMA2C | {"vocab_size": 512}  # bytes, and Meta's 256 special tokens
+    weights = random_weights(config)
+    meta = write_meta(tmp_path / "meta", weights, config, shards=shards)
+    lines = [b"%s %d\n" % (base64.b64encode(bytes([byte])), byte) for byte in range(256)]
+    (meta / "tokenizer.model").write_bytes(b"".join(lines))
+    export(meta, tmp_path / "out")
+    found_config, found = read_folder(tmp_path / "out")
+    assert found_config["model_type"] == "llama"
+    assert {name: tensor.tobytes() for name, tensor in found.items()} == {
+        name: tensor.tobytes() for name, tensor in weights.items()
+    }
+    assert LLM(tmp_path / "out", device="cpu").tokenizer.encode("ab") == LLM(
+        meta, device="cpu"
+    ).tokenizer.encode("ab")
+    for version in (0, 1):
+        export(meta, tmp_path / "m.bin", version=version, force=True)
+        of_file = Llama2cReader(tmp_path / "m.bin", version).weights()
+        for name, tensor in weights.items():
+            heads = rotary_heads(config, name)
+            assert (of_file[name] == (interleaved(tensor, heads) if heads else tensor)).all(), name
+    export(meta, tmp_path / "m.gguf", quant="q8")
+    assert open_checkpoint(tmp_path / "m.gguf").config.hidden_size == 64
 
 
 # --- llama2.c ---------------------------------------------------------------------------------------------

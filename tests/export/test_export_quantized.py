@@ -297,6 +297,42 @@ def test_floating_point_from_codes_is_exact_in_float32(tmp_path: Path) -> None:
             assert values.tobytes() == second.tobytes()
 
 
+def test_a_gguf_source_passes_on_what_it_says_of_itself(tmp_path: Path) -> None:
+    config = WIDE | {"vocab_size": 4}
+    shapes = {gguf_names("llama", [name], 2)[name]: tensor for name, tensor in random_weights(config).items()}
+    writer = gguf.GGUFWriter(tmp_path / "a.gguf", "llama")
+    writer.add_name("A name")
+    writer.add_author("Somebody")
+    writer.add_languages(["en", "zh"])
+    writer.add_custom_alignment(64)
+    writer.add_context_length(64)
+    writer.add_embedding_length(256)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(512)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_key_length(64)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b", "c", "ab"])
+    writer.add_token_merges(["a b"])
+    writer.add_token_types([1, 1, 1, 1])
+    for name, tensor in shapes.items():
+        writer.add_tensor(name, tensor)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    export(tmp_path / "a.gguf", tmp_path / "b.gguf", quant="q8")
+    before, _, _ = read_gguf(tmp_path / "a.gguf")
+    after, _, _ = read_gguf(tmp_path / "b.gguf")
+    for key in ("general.name", "general.author", "general.languages"):
+        assert after[key] == before[key]
+    assert "general.alignment" not in after
+    tokenizer = [key for key in before if key.startswith("tokenizer.")]
+    assert {key: after[key] for key in tokenizer} == {key: before[key] for key in tokenizer}
+
+
 def test_what_cannot_be_kept_is_refused(tmp_path: Path) -> None:
     export(source(tmp_path), tmp_path / "a.gguf", quant="q4_k_m")
     with pytest.raises(

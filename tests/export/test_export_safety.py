@@ -21,6 +21,7 @@ from kuiperllm.checkpoint.random import RandomCheckpoint
 from kuiperllm.checkpoint.writing import output as output_module
 from kuiperllm.config import ModelConfig
 from kuiperllm.core import DType
+from kuiperllm.engine.export import exporting
 from kuiperllm.engine.export.exporting import export_checkpoint
 from kuiperllm.engine.export.options import ExportOptions
 from tiny_models import BASE, random_weights, write_checkpoint
@@ -140,6 +141,17 @@ def test_writes_that_are_cut_short_go_on(
     limit_disk(monkeypatch, 1 << 40)
     export(model, tmp_path / "b.gguf")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+def test_the_disk_works_meanwhile(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(output_module, "_FLUSHED_BYTES", 50_000)
+    monkeypatch.setattr(output_module, "_flush", flushed.append)
+    export(model, tmp_path / "m.gguf")
+    assert 2 <= len(flushed) <= 12
+    monkeypatch.undo()
+    export(model, tmp_path / "same.gguf")
+    assert (tmp_path / "m.gguf").read_bytes() == (tmp_path / "same.gguf").read_bytes()
 
 
 def test_too_little_space_is_found_before_anything_is_written(
@@ -265,12 +277,57 @@ def test_the_source_is_never_touched(tmp_path: Path, model: Path) -> None:
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.shared
 def test_a_tokenizer_beside_the_output_is_not_replaced_without_force(tmp_path: Path, shared: Path) -> None:
     stories = shared / "models" / "stories260K"
     (tmp_path / "tokenizer.bin").write_bytes(b"mine")
     with pytest.raises(UsageError, match=r"tokenizer\.bin: exists already"):
         export(stories / "stories260K.bin", tmp_path / "m.bin", tokenizer=stories / "tok512.bin")
     assert left(tmp_path) == ["tokenizer.bin"]
+
+
+@pytest.mark.shared
+def test_a_tokenizer_beside_the_output_that_is_the_same_is_left_alone(tmp_path: Path, shared: Path) -> None:
+    stories = shared / "models" / "stories260K"
+    for version in (0, 1):
+        out = tmp_path / f"v{version}.bin"
+        export(stories / "stories260K.bin", out, version=version, tokenizer=stories / "tok512.bin")
+    assert left(tmp_path) == ["tokenizer.bin", "v0.bin", "v1.bin"]
+    # The source's own is never written, whatever its bytes: here a score that nobody needs differs.
+    other = bytearray((tmp_path / "tokenizer.bin").read_bytes())
+    other[4:8] = np.float32(-1).tobytes()
+    (tmp_path / "tokenizer.bin").write_bytes(other)
+    export(tmp_path / "v0.bin", tmp_path / "again.bin", version=1, force=True)
+    assert (tmp_path / "tokenizer.bin").read_bytes() == other
+    assert (tmp_path / "again.bin").read_bytes() == (tmp_path / "v1.bin").read_bytes()
+
+
+@every_format
+def test_what_appears_meanwhile_is_not_replaced(
+    tmp_path: Path, model: Path, out: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = exporting.write
+
+    def slowly(*arguments: Any, **more: Any) -> None:
+        write(*arguments, **more)
+        if out == "out":
+            (tmp_path / out).mkdir()
+            (tmp_path / out / "config.json").write_text("mine")
+        else:
+            (tmp_path / out).write_text("mine")
+
+    monkeypatch.setattr(exporting, "write", slowly)
+    with pytest.raises(UsageError, match="exists already"):
+        export(model, tmp_path / out, **options)
+    assert left(tmp_path) == sorted([out, "source"])
+    target = tmp_path / out / "config.json" if out == "out" else tmp_path / out
+    assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("threads", [0, -1, 2000])
+def test_an_impossible_number_of_threads(tmp_path: Path, model: Path, threads: int) -> None:
+    with pytest.raises(UsageError, match="threads must be 1 to 1024"):
+        export(model, tmp_path / "out", threads=threads)
 
 
 def test_a_folder_that_cannot_be_written_to(

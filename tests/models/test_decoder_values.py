@@ -184,7 +184,8 @@ def test_16_bit_weights_on_a_gpu(tmp_path: Path, name: str, kind: str, cuda: Dev
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_q8_weights_on_a_gpu(tmp_path: Path, name: str, cuda: Device) -> None:
-    """Activations are bfloat16, so against the dequantized weights the bound is that of bfloat16."""
+    """Activations are bfloat16, and so are weights times scales on the way to tensor cores: a little above
+    what bfloat16 weights give."""
     raw, weights = make(tmp_path, name)
     rounded = {
         key: quantize_q8(values, 32).dequantize() if values.ndim == 2 else values
@@ -192,5 +193,5 @@ def test_q8_weights_on_a_gpu(tmp_path: Path, name: str, cuda: Device) -> None:
     }
     truth = expected(raw, rounded, PROMPT)
     decoded, prefilled = run_both_ways(tmp_path, cuda, quant="q8", group_size=32)
-    assert relative_error(decoded, truth[32:72]) < 0.02
-    assert relative_error(prefilled, truth[32:71:3]) < 0.02
+    assert relative_error(decoded, truth[32:72]) < 0.025
+    assert relative_error(prefilled, truth[32:71:3]) < 0.025

@@ -183,7 +183,7 @@ def test_every_way_of_cutting_codes_up(
     found = gemv_codes_plan.make_plan(chip(cuda), problem, chunks, units, stages)
     if found is None:
         is_too_wide = chunks * units * (64 if scheme.bits == 8 else 128) > k
-        assert stages == 3 or is_too_wide or units > gemv_codes_plan.max_units(scheme)
+        assert stages == 3 or is_too_wide or units == max(gemv_codes_plan.UNITS)
         return
     run(replace(found, launch_after=stages - 2), problem, on(cuda, x, DType.bfloat16), weight, out)
     expected = before.astype(np.float64) + x.astype(np.float64) @ dense(matrix).T + bias
@@ -395,3 +395,31 @@ def test_plans_fit_the_chip(k: int, rows: int, facts: dict[str, int], cuda: Devi
         assert found.grid <= outputs
         assert found.extra < found.grid
         assert all(other.stages >= 2 for _, other in candidates(made, problem, found.method))
+
+
+@pytest.mark.parametrize("facts", [H200, SMALL], ids=["228-KiB", "100-KiB"])
+@pytest.mark.parametrize("k", [1024, 2048, 4096, 5120, 8192, 14336, 18944, 28672])
+@pytest.mark.parametrize("scheme", [q4(32), q4(64), q8(32), SCHEMES[-4], SCHEMES[-8]], ids=repr)
+def test_plans_of_codes_fit_the_chip(scheme: Scheme, k: int, facts: dict[str, int], cuda: Device) -> None:
+    made = replace(chip(cuda), **facts)
+    for rows, outputs, prologue, epilogue in (
+        (1, 896, "PLAIN", "ADD"),
+        (1, 151936, "NORM", "STORE"),
+        (2, 9, "PLAIN", "SWIGLU"),
+        (MAX_GEMV_ROWS, 4096, "PLAIN", "STORE"),
+    ):
+        problem = codes_problem(scheme, rows, outputs, k, DType.bfloat16, prologue, epilogue)
+        found = plan(made, problem)
+        if found is None:  # each row of x needs room
+            assert rows * k >= 32768 or (k > 8192 and prologue == "NORM")
+            continue
+        assert found.shared + 1024 <= made.shared_bytes_per_multiprocessor
+        assert found.shared + 1024 > made.shared_bytes_per_multiprocessor // 2  # alone on a multiprocessor
+        assert found.grid * found.share + found.extra == outputs
+        assert found.extra < found.grid <= outputs
+        for _, other in candidates(made, problem, "codes"):
+            assert other.stages >= 2
+            beside = gemv_codes_plan.make_plan(made, problem, other.chunks, other.units, beside=True)
+            assert beside is not None
+            two = 2 * (beside.shared + 1024) <= made.shared_bytes_per_multiprocessor
+            assert two or 2 * beside.shared > made.shared_bytes_per_multiprocessor - 2048

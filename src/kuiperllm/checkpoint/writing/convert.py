@@ -188,7 +188,7 @@ def same_values(checkpoint: Checkpoint, name: str, other: str) -> bool:
     step = max(1, _PIECE // math.prod(first.shape[1:]))
     try:
         return all(
-            np.array_equal(_floats(first[rows]), _floats(second[rows]))
+            np.array_equal(_as_floats(first[rows]), _as_floats(second[rows]))
             for rows in (slice(start, start + step) for start in range(0, first.shape[0], step))
         )
     finally:
@@ -212,14 +212,17 @@ def _row_ranges(section: Section) -> Iterator[tuple[int, int]]:
 
 
 def _floats(rows: Weight) -> NDArray[np.float32]:
-    """In float32, which holds every value of every type exactly."""
-    if isinstance(rows, QuantTensor):
-        with np.errstate(invalid="ignore", over="ignore"):
-            floats = rows.dequantize()
-    else:
-        floats = np.ascontiguousarray(rows, np.float32)
+    """In float32, which holds every value of every type exactly; all finite."""
+    floats = _as_floats(rows)
     _require_finite(floats, DType.float32)
     return floats
+
+
+def _as_floats(rows: Weight) -> NDArray[np.float32]:
+    if not isinstance(rows, QuantTensor):
+        return np.ascontiguousarray(rows, np.float32)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return rows.dequantize()
 
 
 def _floating(dtype: DType, rows: Weight) -> tuple[NDArray[Any], Change]:

@@ -50,7 +50,7 @@ def lay_out(
     *,
     name: str,
     file_type: int,
-    tokenizer: Mapping[str, Any],
+    carried: Mapping[str, Any],
     divisors: NDArray[np.float32] | None = None,
 ) -> ExportLayout:
     """The file.
@@ -60,7 +60,8 @@ def lay_out(
         config: the network.
         name: of the model, for people.
         file_type: `general.file_type`.
-        tokenizer: the keys `tokenizer.*`.
+        carried: keys that are written as they are: `tokenizer.*`, and those of a source whose general keys
+            are not replaced; its name is kept.
         divisors: what the rotary frequencies are divided by, float32 [head_dim / 2], with Llama 3's scaling.
     """
     described, placed = [], list[Section | Constant]()
@@ -72,7 +73,8 @@ def lay_out(
         number = section.storage.format.number
         described.append(Description(gguf_name(section.name), section.shape, number, section.nbytes))
         placed.append(section)
-    pairs = _general(sections, config, name, file_type) | _network(config) | dict(tokenizer)
+    ours = _general(sections, config, str(carried.get("general.name", name)), file_type)
+    pairs = ours | _network(config) | {key: value for key, value in carried.items() if key not in ours}
     return ExportLayout([packed(None, header(pairs, described), placed, DEFAULT_ALIGNMENT)])
 
 

@@ -14,6 +14,7 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from threading import Thread
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -25,6 +26,8 @@ from kuiperllm.errors import ExportError, UsageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SPARE_BYTES = 1 << 20  # of a disk: for the files beside the weights, and for the file system itself
+
+_FLUSHED_BYTES = 128 << 20  # after so many, the disk is given something to do
 
 # What a folder may hold if an export is to replace it. Anything else in there is somebody's work.
 _REPLACEABLE = re.compile(
@@ -59,6 +62,7 @@ class Output:
         with _errors(path):
             self._check_target()
         self._staging: Path | None = None
+        self._aside: Path | None = None
         self._files: list[str] = []
         self.bytes_written = 0
 
@@ -161,35 +165,30 @@ class Output:
         assert self._staging is not None
         with _errors(self.path):
             _sync_folder(self._staging)
+            self._check_target()  # somebody may have put something there meanwhile
             if self._is_folder:
                 self._swap_in(self._staging)
             else:
                 for name in reversed(self._files):  # the main file is the first one made
                     os.replace(self._staging / name, self._final.parent / name)
-                self._staging.rmdir()
-            self._staging = None
             _sync_folder(self._final.parent)
 
     def _swap_in(self, staging: Path) -> None:
-        final = self._final
-        if not final.exists() or not any(final.iterdir()):
-            os.rename(staging, final)  # over an empty folder as well
-            return
-        aside = staging.with_name(f"{staging.name}-replaced")
-        os.rename(final, aside)
-        try:
-            os.rename(staging, final)
-        except BaseException:
-            os.rename(aside, final)
-            raise
-        shutil.rmtree(aside)
+        if self._final.exists() and any(self._final.iterdir()):
+            self._aside = staging.with_name(f"{staging.name}-replaced")
+            os.rename(self._final, self._aside)
+        os.rename(staging, self._final)  # over an empty folder as well
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._aside is not None and self._aside.exists():
+            if self._final.exists():
+                shutil.rmtree(self._aside, ignore_errors=True)
+            else:
+                os.rename(self._aside, self._final)
         if self._staging is not None:
             shutil.rmtree(self._staging, ignore_errors=True)
-            self._staging = None
 
 
 class OutputFile:
@@ -201,6 +200,8 @@ class OutputFile:
         with _errors(shown):
             self._file: IO[Any] = open(path, "xb", buffering=0)  # noqa: SIM115 - closed in __exit__
         self.position = 0
+        self._flushed = 0
+        self._flusher: Thread | None = None
 
     def write(self, data: NDArray[Any]) -> None:
         """Append the bytes of an array.
@@ -215,6 +216,17 @@ class OutputFile:
                 view = view[written:]
                 self.position += written
                 self._output.bytes_written += written
+        self._flush_behind()
+
+    def _flush_behind(self) -> None:
+        """Let the disk work meanwhile, so that not all is left to do at the end."""
+        if self.position - self._flushed < _FLUSHED_BYTES or (
+            self._flusher is not None and self._flusher.is_alive()
+        ):
+            return
+        self._flushed = self.position
+        self._flusher = Thread(target=_flush, args=(self._file.fileno(),), daemon=True)
+        self._flusher.start()
 
     def pad_to(self, position: int) -> None:
         """Append zeros up to this position."""
@@ -229,11 +241,19 @@ class OutputFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            if self._flusher is not None:
+                self._flusher.join()
             if kind is None:
                 with _errors(self._shown):
                     os.fsync(self._file.fileno())
         finally:
             self._file.close()
+
+
+def _flush(descriptor: int) -> None:
+    """Bring what has been written to the disk. What goes wrong is found again by the last `fsync`."""
+    with contextlib.suppress(OSError):
+        getattr(os, "fdatasync", os.fsync)(descriptor)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -194,6 +194,8 @@ class _Layers(Iterator[tuple[int, dict[str, Sums]]]):
         layer, sums = self._load(index), _empty_sums(self._config)
         for window in self._residual:
             _run(layer, Tensor.from_numpy(window), self._cache, self._batch, sums)
+        del layer
+        _CPU.allocator.empty_cache()  # rounding needs the memory
         return index, sums
 
     def _load(self, index: int) -> DecoderLayer:

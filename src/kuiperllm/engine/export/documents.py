@@ -1,4 +1,4 @@
-"""The small files of a Hugging Face folder: configuration, recommendations for sampling, tokenizer."""
+"""The configuration files of a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -17,27 +17,11 @@ from kuiperllm.checkpoint.writing.convert import Section
 from kuiperllm.checkpoint.writing.safetensors import as_json
 from kuiperllm.checkpoint.writing.storage import PlainStorage
 from kuiperllm.config import GenerationDefaults, ModelConfig, RopeScaling
-from kuiperllm.engine.loading import tokenizer_source
 from kuiperllm.ops.rope.frequencies import frequency_divisors
 from kuiperllm.quant import Scheme
-from kuiperllm.text import Tokenizer
-from kuiperllm.text.files import read_bytes
-from kuiperllm.text.writing import tokenizer_files
 
 _GENERATION_CONFIG = "generation_config.json"
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_COPIED_KINDS = ("tokenizer.json", "vocab.json + merges.txt", "sentencepiece")
-_COPIED_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _ROPE_FIELDS = {
     "linear": ("rope_type", "factor"),
     "llama3": (
@@ -57,9 +41,6 @@ _ROPE_FIELDS = {
         "attention_factor",
     ),
 }
-
-
-# --- configuration ----------------------------------------------------------------------------------------
 
 
 def model_config(checkpoint: Checkpoint, sections: list[Section]) -> dict[str, Any]:
@@ -133,38 +114,3 @@ def generation_config(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def _folder(checkpoint: Checkpoint) -> Path:
     return checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
-
-
-# --- tokenizer --------------------------------------------------------------------------------------------
-
-
-def tokenizer_documents(
-    checkpoint: Checkpoint, tokenizer: Tokenizer, named: str | Path | None
-) -> dict[str, bytes]:
-    """The tokenizer's files: copies of the source's, or new ones where it has it in another form.
-
-    Args:
-        checkpoint: the source.
-        tokenizer: its tokenizer.
-        named: the path that the tokenizer was read from, if it is not the checkpoint's own.
-
-    Raises:
-        UnsupportedError: the tokenizer cannot be written as files.
-        TokenizerError: a file cannot be read any more.
-    """
-    source = tokenizer_source(checkpoint, named)
-    if source is None or tokenizer.kind not in _COPIED_KINDS:
-        return tokenizer_files(tokenizer)
-    folder = source if source.is_dir() else source.parent
-    copies = {name: read_bytes(folder / name) for name in _COPIED_FILES if (folder / name).is_file()}
-    if not source.is_dir() and source.name not in copies:  # a file of an unusual name
-        for name in ("tokenizer.json", "tokenizer.model", "vocab.json"):
-            copies.pop(name, None)
-        copies[_usual_name(tokenizer)] = read_bytes(source)
-    return copies
-
-
-def _usual_name(tokenizer: Tokenizer) -> str:
-    return {"sentencepiece": "tokenizer.model", "tokenizer.json": "tokenizer.json"}.get(
-        tokenizer.kind, "vocab.json"
-    )

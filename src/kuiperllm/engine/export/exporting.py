@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kuiperllm.backends.cpu.features import physical_cores
 from kuiperllm.checkpoint import Checkpoint, Progress
@@ -18,22 +18,19 @@ from kuiperllm.checkpoint.writing.output import Output
 from kuiperllm.config import settings
 from kuiperllm.core import Device
 from kuiperllm.engine.export.calibration import Calibrated, calibration_windows
-from kuiperllm.engine.export.documents import generation_config, tokenizer_documents
+from kuiperllm.engine.export.documents import generation_config
 from kuiperllm.engine.export.options import KEEP, NONE, ExportOptions
 from kuiperllm.engine.export.plan import Shapes, plan_gguf, plan_llama2c, plan_safetensors
 from kuiperllm.engine.export.report import ExportReport
-from kuiperllm.engine.loading import DEMO, open_model, open_tokenizer
-from kuiperllm.errors import KuiperError, TokenizerError, UnsupportedError, UsageError
+from kuiperllm.engine.export.tokenizers import SourceTokenizer
+from kuiperllm.engine.loading import DEMO, open_model
+from kuiperllm.errors import UnsupportedError, UsageError
 from kuiperllm.models import model_tensors
 from kuiperllm.quant import Scheme
 from kuiperllm.quant.recoding import can_recode
 from kuiperllm.quant.rounding import quantize
 from kuiperllm.text import Tokenizer
-from kuiperllm.text.writing import gguf_tokenizer, llama2c_tokenizer
 
-log = logging.getLogger(__name__)
-
-_TOKENIZER_BIN = "tokenizer.bin"
 _FLOATS = ("FLOAT32", "FLOAT16", "BFLOAT16", "F32", "F16", "BF16")
 
 
@@ -87,6 +84,8 @@ def export(
         ExportError: the disk is full, or `out` cannot be written.
     """
     out = Path(out)
+    if threads is not None and not 1 <= threads <= 1024:
+        raise UsageError(f"threads must be 1 to 1024, not {threads}")
     options = ExportOptions.of(
         out,
         format,
@@ -132,9 +131,11 @@ def export_checkpoint(
     started = time.perf_counter()
     shapes = model_tensors(checkpoint.config, checkpoint, Device("cpu"))
     refuse_source(checkpoint, out)
-    notes: list[str] = []
-    text = _tokenizer(checkpoint, tokenizer, notes)
-    layout = _plan(checkpoint, shapes, options, text, tokenizer, name, notes)
+    of_source = SourceTokenizer(checkpoint, tokenizer)
+    layout = _plan(checkpoint, shapes, options, of_source, name)
+    if not layout.is_folder:
+        needed = _not_there_yet(layout.documents, of_source, out.parent)
+        layout = replace(layout, documents=needed)
     output = Output(out, is_folder=layout.is_folder, replace=force, beside=layout.documents)
     output.require_space(layout.nbytes)
     rounding = (
@@ -146,7 +147,7 @@ def export_checkpoint(
     tell = None if progress is None else partial(progress, f"writing {out.name}")
     rounded = None
     if calibration is not None:
-        rounded = _calibrated(checkpoint, layout, text, calibration, progress)
+        rounded = _calibrated(checkpoint, layout, of_source.require("calibrating"), calibration, progress)
     with output, Converter(checkpoint, rounding, workers) as converter:
         write(layout, output, converter, rounded=rounded, progress=tell)
         output.commit()
@@ -160,20 +161,18 @@ def export_checkpoint(
         out_bytes=output.bytes_written,
         seconds=time.perf_counter() - started,
         tensors=tuple(converter.reports),
-        notes=(*notes, *_not_quantized(options, converter.reports)),
+        notes=(*of_source.notes, *_not_quantized(options, converter.reports)),
     )
 
 
 def _calibrated(
     checkpoint: Checkpoint,
     layout: ExportLayout,
-    tokenizer: Tokenizer | None,
+    tokenizer: Tokenizer,
     text: str,
     progress: Progress | None,
 ) -> Calibrated:
     """What rounds the matrices of a layout with a text in mind; those whose codes are kept are left out."""
-    if tokenizer is None:
-        raise UsageError("calibrating takes a tokenizer; name one with --tokenizer")
     schemes = {}
     for section in layout.sections:
         kind, source = section.storage.kind, checkpoint.tensors[section.name].scheme
@@ -182,6 +181,17 @@ def _calibrated(
     windows = calibration_windows(text, tokenizer, checkpoint.config)
     tell = None if progress is None else partial(progress, "calibrating")
     return Calibrated(checkpoint, windows, schemes, tell)
+
+
+def _not_there_yet(
+    documents: Mapping[str, bytes], tokenizer: SourceTokenizer, folder: Path
+) -> dict[str, bytes]:
+    """The files beside a main file that have to be written: not the source's own, nor equal ones."""
+
+    def is_there(path: Path, data: bytes) -> bool:
+        return path.is_file() and (tokenizer.is_at(path) or path.read_bytes() == data)
+
+    return {name: data for name, data in documents.items() if not is_there(folder / name, data)}
 
 
 def _refuse_to_round(matrix: object, scheme: Scheme) -> NoReturn:
@@ -221,49 +231,12 @@ def refuse_source(checkpoint: Checkpoint, out: Path) -> None:
         raise UsageError(f"{out}: is the source or a part of it; export to another place")
 
 
-def _tokenizer(checkpoint: Checkpoint, named: str | Path | None, notes: list[str]) -> Tokenizer | None:
-    """The model's tokenizer; None if it has none, which is worth a note."""
-    try:
-        return open_tokenizer(checkpoint, named)
-    except (TokenizerError, UnsupportedError) as error:
-        if named is not None:
-            raise
-        notes.append(f"exported without a tokenizer: {error}")
-        return None
-
-
 def _plan(
-    checkpoint: Checkpoint,
-    shapes: Shapes,
-    options: ExportOptions,
-    tokenizer: Tokenizer | None,
-    named: str | Path | None,
-    name: str,
-    notes: list[str],
+    checkpoint: Checkpoint, shapes: Shapes, options: ExportOptions, tokenizer: SourceTokenizer, name: str
 ) -> ExportLayout:
-    vocab_size = checkpoint.config.vocab_size
     if options.format == "safetensors":
-        documents = generation_config(checkpoint)
-        if tokenizer is not None:
-            documents |= tokenizer_documents(checkpoint, tokenizer, named)
+        documents = generation_config(checkpoint) | tokenizer.files()
         return plan_safetensors(checkpoint, shapes, options, documents)
     if options.format == "gguf":
-        keys: Mapping[str, Any] = {}
-        if named is None and "tokenizer.ggml.model" in checkpoint.metadata:
-            keys = {k: v for k, v in checkpoint.metadata.items() if k.startswith("tokenizer.")}
-        elif tokenizer is not None:
-            keys = gguf_tokenizer(tokenizer, vocab_size)
-        return plan_gguf(checkpoint, shapes, options, keys, name)
-    layout = plan_llama2c(checkpoint, shapes, options)
-    if tokenizer is not None:
-        try:
-            data = llama2c_tokenizer(tokenizer, vocab_size)
-        except KuiperError:
-            data = None
-        if data is None:
-            notes.append(
-                f"no {_TOKENIZER_BIN}: llama2.c cannot work with a tokenizer of the kind {tokenizer.kind}"
-            )
-        else:
-            return layout.with_documents({_TOKENIZER_BIN: data})
-    return layout
+        return plan_gguf(checkpoint, shapes, options, tokenizer.gguf_keys(), name)
+    return plan_llama2c(checkpoint, shapes, options).with_documents(tokenizer.llama2c_files())

@@ -111,9 +111,17 @@ def plan_gguf(
         config,
         name=name,
         file_type=_file_type(checkpoint, options, sections),
-        tokenizer=tokenizer,
+        carried={**_general_keys(checkpoint), **tokenizer},
         divisors=divisors,
     )
+
+
+def _general_keys(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a GGUF source says of itself, such as author and licence."""
+    keys = {key: value for key, value in checkpoint.metadata.items() if key.startswith("general.")}
+    for of_the_file in ("general.alignment", "general.quantization_version"):
+        keys.pop(of_the_file, None)
+    return keys
 
 
 def _gguf_type(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], options: ExportOptions) -> str:

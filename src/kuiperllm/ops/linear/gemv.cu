@@ -188,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     const Lane lane = {(int)(threadIdx.x & 31), warp % CHUNKS};
     char* ring = shared_memory + warp * (STAGES * STAGE_BYTES);
     float* xs = (float*)(shared_memory + WARPS * STAGES * STAGE_BYTES);
-    const PartialSums<ROWS> sums = {xs + (X_STAGED ? ROWS * K : 0), share + 1};
+    const PartialSums sums = {xs + (X_STAGED ? ROWS * K : 0), share + 1, ROWS};
 
     // A group of warps computes every GROUPS-th output of the block. A pair of rows makes one gated output or two others.
     const int count = mine.count > group ? (mine.count - group + GROUPS - 1) / GROUPS : 0;

@@ -121,13 +121,13 @@ DEVICE float norm_scale(const float* squares, float eps) {
     return rsqrtf(sum / K + eps);
 }
 
-// Where the warps leave the sums of their chunks. SLOTS: rows of x that there is room for.
-template <int SLOTS> struct PartialSums {
+// Where the warps leave the sums of their chunks.
+struct PartialSums {
     float* start;
-    int pitch;  // at least the outputs of a block
+    int pitch, slots;  // at least the outputs of a block; rows of x that there is room for
 
     // half: 1 is the second of the two rows of the matrix that a gated output needs.
-    DEVICE float* at(int half, int chunk, int slot) const { return start + ((half * CHUNKS + chunk) * SLOTS + slot) * pitch; }
+    DEVICE float* at(int half, int chunk, int slot) const { return start + ((half * CHUNKS + chunk) * slots + slot) * pitch; }
     DEVICE float sum(int half, int slot, int output) const {
         float sum = 0.f;
 #pragma unroll
@@ -161,7 +161,7 @@ struct Outputs {
     }
 
     // `scale(row)` is applied to the products of a row of x.
-    template <typename Sums, typename Scale> DEVICE void write(const Sums& sums, const Scale& scale) const {
+    template <typename Scale> DEVICE void write(const PartialSums& sums, const Scale& scale) const {
         for (int item = threadIdx.x; item < rows * mine.count; item += THREADS) {
             bool is_first = item < THREADS;
             int row = row_of(item), i = item - row * mine.count, o = mine.first + i;

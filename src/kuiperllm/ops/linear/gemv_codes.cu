@@ -7,8 +7,8 @@
 //
 // Scales stay out of the products. A unit has SPANS groups, each in the columns of some of the four lanes of a row. The 8
 // vectors that a product takes at once are therefore rows of x times SPANS: vector number row * SPANS + span holds the row
-// where the columns belong to that span, and zeros elsewhere. So each group has a sum of its own, which takes one
-// multiplication by its scale. What raw numbers are more than codes, and the middle of codes, is subtracted by starting the
+// where the columns belong to that span, and zeros elsewhere, which only the lanes know that hold them. So each group has a
+// sum of its own, which takes one multiplication by its scale. What raw numbers are more than codes, and the middle of codes, is subtracted by starting the
 // sums below zero.
 //
 // x lies in shared memory in float16. Each warp brings its own chunk of the columns there, times a power of two that makes the
@@ -77,7 +77,7 @@ template <int EACH, int COLUMNS> struct Records {
             const int i = pass * 32 + lane, r = i / VECTORS, v = i % VECTORS;
             if (ALL % 32 && i >= ALL) continue;
             const char* from = row[pass] + in_row(step);
-            if (ALIGNMENT < 16) from = (const char*)((unsigned long long)from & -16ll);
+            if (ALIGNMENT < 16) from = (const char*)((unsigned long long)from & ~15ull);
             const bool valid = (GATED ? r % 8 : r) < count && (VECTORS == 1 || from + v * 16 < end);
             copy_async_or_zero(slot + i * 16, from + v * 16, valid);
         }
@@ -355,18 +355,21 @@ constexpr int CHAINS = UNITS * PARTS * SETS < 4 ? 2 : 1;                     // 
 
 struct Multiplier {
     int g, t, lane;
-    const uint4* x[SETS];           // this lane's columns of its row of x in each set, or zeros
+    const uint4* x;                 // this lane's columns of its row of x in the first set
+    bool is_mine[SETS];             // whether the lane's row in a set has anything in the lane's columns
+    uint4 b[2][UNITS][SETS];        // vectors of x; always zeros in lanes that do not load any
     const float* starts;
     float sum[SETS][ROWS_OF_LANE][2];
 
-    DEVICE Multiplier(const Operand& operand, const uint4* zeros, int lane_) : g(lane_ / 4), t(lane_ % 4), lane(lane_) {
+    DEVICE Multiplier(const Operand& operand, int lane_) : g(lane_ / 4), t(lane_ % 4), lane(lane_) {
+        x = operand.vectors + g / SPANS * Operand::PITCH + t;
+        starts = operand.starts + t * START_FLOATS;
 #pragma unroll
         for (int s = 0; s < SETS; s++) {
-            const int row = s * SET_ROWS + g / SPANS;
-            const bool mine = row < operand.rows && g % SPANS == t * SPANS / 4;
-            x[s] = (mine ? operand.vectors + row * Operand::PITCH : zeros) + t;
+            is_mine[s] = s * SET_ROWS + g / SPANS < operand.rows && g % SPANS == t * SPANS / 4;
+#pragma unroll
+            for (int i = 0; i < 2 * UNITS; i++) b[i / UNITS][i % UNITS][s] = make_uint4(0, 0, 0, 0);
         }
-        starts = operand.starts + t * START_FLOATS;
         clear();
     }
     DEVICE void clear() {
@@ -374,11 +377,10 @@ struct Multiplier {
         for (int i = 0; i < SETS * ROWS_OF_LANE * 2; i++) sum[i / (2 * ROWS_OF_LANE)][i / 2 % ROWS_OF_LANE][i % 2] = 0.f;
     }
 
-    // A stage: step `step`, number `index` of this warp's. rows: of the tile's first row and of that of its second half.
-    DEVICE void multiply(const char* stage, int step, int index, const int (&rows)[2]) {
+    // A stage: step `step`. rows: of the tile's first row and of that of its second half.
+    DEVICE void multiply(const char* stage, int step, const int (&rows)[2]) {
         unsigned words[UNITS][2][WORDS];
         float product[UNITS][SETS][PARTS][CHAINS][4], of_x[UNITS][SETS][PARTS][2];
-        const float* first_start = starts + index * (UNITS * PARTS * SETS * 4 * START_FLOATS);
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
 #pragma unroll
@@ -393,7 +395,7 @@ struct Multiplier {
                 for (int part = 0; part < PARTS; part++) {
                     float start[START_FLOATS] = {};
                     if (CODING != E4M3) {
-                        const float* from = first_start + ((u * PARTS + part) * SETS + s) * (4 * START_FLOATS);
+                        const float* from = starts + ((u * PARTS + part) * SETS + s) * (4 * START_FLOATS);
                         const Pack<float, START_FLOATS> pack = *(const Pack<float, START_FLOATS>*)from;
 #pragma unroll
                         for (int i = 0; i < START_FLOATS; i++) start[i] = pack.item[i];
@@ -406,11 +408,12 @@ struct Multiplier {
         }
 #pragma unroll
         for (int v = 0; v < LANE_VECTORS; v++) {
-            uint4 b[UNITS][SETS];
+            uint4(&bv)[UNITS][SETS] = b[v % 2];
 #pragma unroll
             for (int u = 0; u < UNITS; u++)
 #pragma unroll
-                for (int s = 0; s < SETS; s++) b[u][s] = x[s][index * (UNITS * LANE_VECTORS * 4) + (u * LANE_VECTORS + v) * 4];
+                for (int s = 0; s < SETS; s++)
+                    if (is_mine[s]) bv[u][s] = x[(u * LANE_VECTORS + v) * 4 + s * (SET_ROWS * Operand::PITCH)];
 #pragma unroll
             for (int pair = 4 * v; pair < 4 * v + 4; pair += 2)
 #pragma unroll
@@ -421,7 +424,7 @@ struct Multiplier {
                     const int part = 2 * pair * PARTS / LANE_K;
 #pragma unroll
                     for (int s = 0; s < SETS; s++)
-                        mma_16x8x16<f16>(product[u][s][part][pair / 2 % CHAINS], a, pair % 4 ? b[u][s].z : b[u][s].x, pair % 4 ? b[u][s].w : b[u][s].y);
+                        mma_16x8x16<f16>(product[u][s][part][pair / 2 % CHAINS], a, pair % 4 ? bv[u][s].z : bv[u][s].x, pair % 4 ? bv[u][s].w : bv[u][s].y);
                 }
         }
 #pragma unroll
@@ -441,6 +444,10 @@ struct Multiplier {
             }
     }
 
+    // Goes on to the columns of the next stage, or back by all `steps` of a tile.
+    DEVICE void next_step() { x += UNITS * LANE_VECTORS * 4, starts += UNITS * PARTS * SETS * 4 * START_FLOATS; }
+    DEVICE void rewind(int steps) { x -= steps * (UNITS * LANE_VECTORS * 4), starts -= steps * (UNITS * PARTS * SETS * 4 * START_FLOATS); }
+
     // To a set's sums of one of the lane's two rows of W.
     DEVICE void add(float (&to)[ROWS_OF_LANE][2], int half, const Scales& scales, const float (&product)[PARTS][CHAINS][4], const float (&of_x)[PARTS][2]) const {
         if constexpr (SPANS == 1) {
@@ -458,7 +465,7 @@ struct Multiplier {
     }
 
     // A tile's sums of this warp's columns.
-    DEVICE void write(const PartialSums<SLOTS>& sums, int chunk, int tile, const Operand& operand) {
+    DEVICE void write(const PartialSums& sums, int chunk, int tile, const Operand& operand) {
 #pragma unroll
         for (int s = 0; s < SETS; s++)
 #pragma unroll
@@ -482,11 +489,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
     const Share mine = share_of_block(share, extra);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / CHUNKS, chunk = warp % CHUNKS;
     const int ring = warp * (STAGES * STAGE_BYTES);
-    uint4* zeros = (uint4*)(shared_memory + WARPS * STAGES * STAGE_BYTES);
-    char* of_warps = (char*)(zeros + Operand::ROW);
+    char* of_warps = shared_memory + WARPS * STAGES * STAGE_BYTES;
     const Operand operand(of_warps + warp * Operand::bytes(rows), rows);
     // The pitch spreads the sums of a tile over all banks.
-    const PartialSums<SLOTS> sums = {(float*)(of_warps + WARPS * Operand::bytes(rows)), (share + 16) / 16 * 16 + 4};
+    const PartialSums sums = {(float*)(of_warps + WARPS * Operand::bytes(rows)), (share + 16) / 16 * 16 + 4, rows};
 
     const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
@@ -503,20 +509,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
     const int first = begin * (STEP_K / 8), vectors = (end - begin) * (STEP_K / 8);
     LaneNorm norm;
     if constexpr (PROLOGUE == NORM) norm.load(norm_weight, first, lane);
-    for (int i = threadIdx.x; i < Operand::ROW; i += THREADS) zeros[i] = make_uint4(0, 0, 0, 0);
-    __syncthreads();
     wait_for_previous();
     results.load_addend();
     stage_rows(operand, x, x_stride, stats, norm, first, vectors, lane, group == 0, squares + warp);
     __syncwarp();
 
-    Multiplier multiplier(operand, zeros, lane);
+    Multiplier multiplier(operand, lane);
     int stage = ring, tile = group, step = begin;
     for (int i = 0; i < count; i++) {
         wait_for_copies<STAGES - 1>();
         __syncwarp();  // records are copied by other lanes
         const int row = mine.first + tile * TILE, of_tile[2] = {row, row + (GATED ? outputs : 8)};
-        multiplier.multiply(shared_memory + stage, step, step - begin, of_tile);
+        multiplier.multiply(shared_memory + stage, step, of_tile);
+        multiplier.next_step();
         __syncwarp();
         fetcher.fetch(shared_memory + stage);
         commit_copies();
@@ -524,6 +529,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
         if (i + 1 == launch_after) launch_next();
         if (++step == end) {
             multiplier.write(sums, chunk, tile, operand);
+            multiplier.rewind(end - begin);
             step = begin, tile += GROUPS;
         }
     }

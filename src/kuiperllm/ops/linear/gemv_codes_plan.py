@@ -27,10 +27,13 @@ from kuiperllm.ops.linear.planes import template
 from kuiperllm.quant import SUPER_BLOCK, Scheme
 
 UNITS = (1, 2, 4)
+BESIDE = False
+"""Whether blocks leave half of a multiprocessor's shared memory to the next kernel where they can."""
 _SOURCE = Path(__file__).with_name("gemv_codes.cu")
 _MAX_PASSES = 14  # vectors of a row of x that a lane holds in registers
-_TWO_BLOCKS_PASSES = 8  # up to so many, the registers of two blocks fit
+_TWO_BLOCKS_PASSES = {"PLAIN": 8, "NORM": 4, "MERGE": 4}  # up to so many, the registers of two blocks fit
 _TILE_ROWS = 16
+_BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
 _AHEAD_BYTES = 64 << 10  # that a block always may fetch ahead: as much as a multiprocessor has under way
 _AHEAD_SHARE = 0.6  # of what a block reads; more only up to `_AHEAD_BYTES`
 
@@ -55,7 +58,6 @@ class Shape:
         self.parts = max(1, lane_k // group)
         self.spans = 4 if group < lane_k else max(1, self.unit_k // group)
         self.sets = -(-problem.rows * self.spans // 8)
-        self.slots = self.sets * 8 // self.spans
         self.passes = -(-self.chunk_steps * self.step_k // 8 // 32)
         paired = 2 if scheme.has_zeros else 1
         self.stage = 2 * units * 4 * lane_k * scheme.bits + self._records(
@@ -77,14 +79,14 @@ class Shape:
 
     def operand(self, rows: int) -> int:
         """Bytes that a block needs for so many rows of x."""
-        return self.x_bytes + WARPS * (self.start_bytes + (self.x_bytes + 64) * rows)
+        return WARPS * (self.start_bytes + (self.x_bytes + 64) * rows)
 
 
 def candidates(chip: Chip, problem: Problem) -> Iterator[tuple[float, Plan]]:
     """Every sensible way to compute a product, with what a warp does for it."""
     for units in UNITS:
         for chunks in (1, 2, 4, 8):
-            found = make_plan(chip, problem, chunks, units)
+            found = make_plan(chip, problem, chunks, units, beside=BESIDE)
             if found is not None:
                 yield _cost(problem, found), found
 
@@ -96,7 +98,7 @@ def make_plan(
     units: int,
     stages: int | None = None,
     *,
-    share_multiprocessors: bool = False,
+    beside: bool = False,
 ) -> Plan | None:
     """A plan with a given number of warps for a row, or None if the kernel or the chip has no room for it.
 
@@ -106,31 +108,31 @@ def make_plan(
         chunks: warps that share a row: 1, 2, 4 or 8.
         units: of 64 bytes of 4- or 8-bit codes, in a stage of the ring.
         stages: of the ring; default: enough to fetch ahead smoothly.
-        share_multiprocessors: take less than half of a multiprocessor's shared memory if possible, so that
-            the next kernel can fill its ring while this one works.
+        beside: take less than half of a multiprocessor's shared memory if possible, so that the next kernel
+            can fill its ring while this one works.
     """
     if not _fits(problem, units):
         return None
     shape = Shape(problem, chunks, units)
-    if chunks > shape.steps or shape.passes > _MAX_PASSES:
+    if chunks > shape.steps or shape.passes > _MAX_PASSES or (shape.sets > 2 and units > 2):
         return None
-    output_bytes = tile_sums_bytes(problem, chunks, shape.slots, 1000) // 1000
+    output_bytes = tile_sums_bytes(problem, chunks, problem.rows, 1000) // 1000
     grid, share, extra = deal(chip, problem.outputs, output_bytes)
     most = share + (extra > 0)
-    other = shape.operand(problem.rows) + tile_sums_bytes(problem, chunks, shape.slots, most)
+    other = shape.operand(problem.rows) + tile_sums_bytes(problem, chunks, problem.rows, most)
     stage, limit = WARPS * shape.stage, chip.max_shared_bytes - STATIC_BYTES
     half = chip.shared_bytes_per_multiprocessor // 2 - RESERVED_BYTES - STATIC_BYTES
     if stages is None:
-        room = half if share_multiprocessors and half - other >= 2 * stage else limit
-        stages = min((room - other) // stage, _stages_wanted(problem, shape, chunks, most))
+        rooms = half if beside else 0, int(chip.shared_bytes_per_multiprocessor * _BLOCK_SHARE), limit
+        most_stages = next((found for room in rooms if (found := (room - other) // stage) >= 2), 0)
+        stages = min(most_stages, _stages_wanted(problem, shape, chunks, most))
     if stages < 2 or other + stages * stage > limit:
         return None
     shared = other + stages * stage
-    if not (share_multiprocessors and shared <= half):
+    if not (beside and shared <= half):
         shared = max(shared, alone(chip))
     general = problem._replace(outputs=0, rows=0)
-    two_blocks = shape.passes <= _TWO_BLOCKS_PASSES and shape.sets == 1
-    kernel = _kernel(general, chunks, units, stages, shape.sets, two_blocks)
+    kernel = _kernel(general, chunks, units, stages, shape.sets, _fit_twice(problem, shape))
     return Plan(kernel, "codes", chunks, stages, grid, shared, share, extra, units=units)
 
 
@@ -156,6 +158,11 @@ def _fits(problem: Problem, units: int) -> bool:
 def max_units(scheme: Scheme) -> int:
     """Of a stage: as many as registers suffice for."""
     return 2 if scheme.bits not in (4, 8) or scheme.has_zeros or scheme.has_super_blocks else 4
+
+
+def _fit_twice(problem: Problem, shape: Shape) -> bool:
+    """Whether a multiprocessor has registers for two blocks."""
+    return shape.sets == 1 and shape.passes <= _TWO_BLOCKS_PASSES[problem.prologue]
 
 
 def _divide(a: int, b: int) -> bool:
@@ -186,6 +193,8 @@ def _cost(problem: Problem, found: Plan) -> float:
     of_tile = shape.chunk_steps * found.units * _UNIT_COST[found.units] * (1 + (shape.sets - 1) / 2)
     of_x = shape.passes * problem.rows * _PASS_COST
     cost = tiles * (of_tile + _TILE_COST) + of_x + found.chunks / 100
+    if shape.sets == 1 and not _fit_twice(problem, shape):
+        cost *= 1.5
     # Two stages do where they hold much of what is to be read.
     enough = min(3, _stages_wanted(problem, shape, found.chunks, found.most))
     return cost if found.stages >= enough else cost * 1.5

@@ -164,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     uint4* xs = (uint4*)(shared_memory + WARPS * STAGES * STAGE_BYTES);
     constexpr int XS_VECTORS = X_STREAMED ? 0 : STEPS * STEP_K / VECTOR<T>;
     // The pitch spreads the sums of a tile over all banks.
-    const PartialSums<MAX_ROWS> sums = {(float*)(xs + XS_VECTORS * rows), (share + 16) / 16 * 16 + 4};
+    const PartialSums sums = {(float*)(xs + XS_VECTORS * rows), (share + 16) / 16 * 16 + 4, MAX_ROWS};
 
     const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     const int begin = STEPS * chunk / CHUNKS, end = STEPS * (chunk + 1) / CHUNKS;
