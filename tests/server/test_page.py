@@ -29,7 +29,10 @@ def browser() -> Iterator[Any]:
             made = run.chromium.launch(executable_path=found, args=["--no-sandbox"])
         except playwright.Error as error:
             pytest.skip(f"no Chromium: {str(error).splitlines()[0]}")
+        # The first answer waits for kernels to be compiled.
+        playwright.expect.set_options(timeout=60_000)
         yield made
+        playwright.expect.set_options(timeout=5_000)
         made.close()
 
 
