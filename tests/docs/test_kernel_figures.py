@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from site_pages import DOCS, ROOT
 
-SCRIPTS = ("rms_norm", "nsight")
+SCRIPTS = ("rms_norm", "nsight", "tensor_cores")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
