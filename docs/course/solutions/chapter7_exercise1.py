@@ -17,8 +17,8 @@ class ForkingPool(BlockPool):
             num_tokens: how many tokens both have.
 
         Returns:
-            The blocks of the second one, and pairs of blocks: before anybody writes, the first of each is to be
-            copied to the second.
+            The blocks of the second one, and pairs of blocks: before anybody writes, the first of each is
+            to be copied to the second.
 
         Raises:
             OutOfMemoryError: there are too few blocks; nothing has changed.
