@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import shlex
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,18 @@ def test_measurements_are_there(page: Path) -> None:
         assert site_results.evaluate(call, is_chinese(name(page)))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_of_measurements_have_their_options(page: Path) -> None:
+    for command in re.findall(r'\{\{ *measured\("[^"]+", "([^"]+)"\)', read(page)):
+        program, *words = shlex.split(command)
+        if program != "python":
+            continue
+        script = ROOT / words[0]
+        assert script.is_file(), command
+        for option in (word for word in words if word.startswith("--")):
+            assert f'"{option}"' in read(script), command
+
+
 @pytest.mark.parametrize("drawing", DRAWINGS, ids=name)
 def test_drawings_fit_into_pages(drawing: Path) -> None:
     """Each has a view box, fetches nothing, and styles nothing but itself."""
@@ -60,6 +75,31 @@ def _pages(entries: Any) -> list[str]:
         return [entries]
     values = entries.values() if isinstance(entries, dict) else entries
     return [page for value in values for page in _pages(value)]
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"tool_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_plots_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "tools" / "site" / "figures"))
+    plots = _module(ROOT / "tools" / "site" / "figures" / "performance.py")
+    for file, drawing in plots.drawings().items():
+        assert read(plots.FIGURES / file) == drawing, "run tools/site/figures/performance.py"
+    stated = read(ROOT / "README.md")
+    assert all(str(figure) in stated for figure in plots.VLLM_MS.values())
+
+
+def test_http_page_is_current(kernel_cache: Path) -> None:
+    pytest.importorskip("fastapi")
+    tool = _module(ROOT / "tools" / "make_http_docs.py")
+    assert tool.document() == read(tool.OUTPUT), "run tools/make_http_docs.py"
 
 
 class _Loader(yaml.SafeLoader):

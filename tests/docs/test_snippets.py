@@ -47,12 +47,17 @@ def test_page_does_what_it_says(
                 continue
             printed = _run(block, page, namespace)
             if following is not None and "output" in following.words:
-                same = MATCHES(following.body, printed, doctest.ELLIPSIS)
+                same = MATCHES(_trimmed(following.body), _trimmed(printed), doctest.ELLIPSIS)
                 assert same, f"{page.name}, line {block.first + 1} printed:\n{printed}"
     finally:
         namespace.clear()
     if left_out:
         pytest.skip(f"all but the blocks for a GPU: {left_out}")
+
+
+def _trimmed(output: str) -> str:
+    """Without empty lines at the ends, which a page does not show."""
+    return output.strip("\n") + "\n"
 
 
 def _wait_for_device(block: site_pages.Fence, request: pytest.FixtureRequest) -> None:

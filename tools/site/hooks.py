@@ -26,6 +26,7 @@ HOMES = {"README.md": "index.md", "README_zh.md": "zh/index.md"}
 """Documents that have a page of the site in their place."""
 log = get_plugin_logger("site")  # a warning fails a strict build
 LINK = re.compile(r"(?P<text>\]\()(?P<target>[^)\s#]+)(?P<rest>#[^)\s]*)?(?P<end>[)\s])")
+FOLDER = re.compile(r"\[(?P<words>[^\]]*)\]\((?P<target>[^)\s#]+)\)")
 IMAGE = re.compile(r"<p>\s*<img (?P<attributes>[^>]*\.svg\"[^>]*)/?>\s*</p>")
 
 
@@ -141,8 +142,15 @@ def _with_links(text: str, uri: str) -> str:
     code = {row for fence in fences(text) for row in range(fence.first, fence.last + 1)}
     for row, line in enumerate(lines):
         if row not in code:
+            line = FOLDER.sub(lambda match: _without_folder(match, uri), line)
             lines[row] = LINK.sub(lambda match: _link(match, uri), line)
     return "\n".join(lines) + "\n"
+
+
+def _without_folder(match: re.Match[str], uri: str) -> str:
+    """A link to a folder becomes plain words: the site has pages and files only."""
+    target = _target(uri, match["target"])
+    return match["words"] if target is not None and (ROOT / target).is_dir() else match[0]
 
 
 def _link(match: re.Match[str], uri: str) -> str:

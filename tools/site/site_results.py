@@ -8,7 +8,7 @@ Macros of pages, all arguments constants:
     {{ measured("latency", "python benchmarks/latency.py --device cuda:0") }}
 
 The first argument is a kind of result: one of `KINDS`, or the name of a file without its date and `.json`. Of
-several dates the last is taken.
+several dates the last is taken. A key with a dot in it stands in brackets: `tokens_per_s[llama.cpp].decode`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import re
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from site_pages import ROOT
@@ -87,6 +88,8 @@ def _walk(value: Any, path: str) -> Any:
             value = value[step]
         elif re.fullmatch(r"-?\d+", step[1:-1]):
             value = value[int(step[1:-1])]
+        elif "=" not in step:
+            value = value[step[1:-1]]
         else:
             value = _row(value, dict(pair.split("=", 1) for pair in step[1:-1].split(",")))
     return value
@@ -101,8 +104,10 @@ def _row(rows: list[Any], wanted: dict[str, str]) -> Any:
 
 
 def result(kind: str, path: str, form: str = "", scale: float = 1.0) -> str:
-    """A figure, times `scale`, in the given format."""
+    """A figure, or the median of a list of them, times `scale`, in the given format."""
     _, value = find(kind, path)
+    if isinstance(value, list) and all(isinstance(item, int | float) for item in value):
+        value = median(value)
     if isinstance(value, dict | list):
         raise ResultError(f"{path!r} of {kind!r} is no figure")
     return format(value * scale, form) if isinstance(value, int | float) else str(value)
