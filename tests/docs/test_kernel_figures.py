@@ -1,4 +1,4 @@
-"""The figures of the chapters on kernels are what their scripts draw from the newest results."""
+"""The figures of the course are what their scripts draw, from the newest results where they show any."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from site_pages import DOCS, ROOT
 
-SCRIPTS = ("rms_norm", "nsight", "tensor_cores")
+SCRIPTS = ("rms_norm", "nsight", "tensor_cores", "first_chapters")
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

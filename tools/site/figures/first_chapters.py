@@ -1,4 +1,4 @@
-"""Draws the figures of chapters 1 to 3: memory, operators, tensors.
+"""Draws the figures of chapters 1 to 3, memory, operators, tensors, and the map of the course.
 
 python tools/site/figures/first_chapters.py
 """
@@ -477,7 +477,39 @@ def dlpack(say: Say) -> Canvas:
     return c
 
 
+# --- the whole course -------------------------------------------------------------------------------------
+
+
+def course_map(say: Say) -> Canvas:
+    """The layers of the framework, and the chapters that are about them."""
+    c = Canvas(
+        720, 330, say("The layers of the framework and the chapters about them", "框架的各层与对应的章节")
+    )
+    c.text(20, 24, say("imports point down only", "导入只向下"), anchor="start", size=12)
+    c.text(470, 24, say("chapter", "章"), anchor="start", size=12)
+    rows = (
+        (("cli", "server"), ()),
+        (("engine",), (7, 8)),
+        (("models",), (2,)),
+        (("layers",), (2,)),
+        (("ops", "checkpoint", "text"), (2, 4, 6, 9)),
+        (("backends", "quant"), (1, 4, 5, 6, 8, 9)),
+        (("core",), (1, 3)),
+    )
+    for row, (names, chapters) in enumerate(rows):
+        y = 36 + row * 41
+        width = (430 - 8 * (len(names) - 1)) / len(names)
+        for i, name in enumerate(names):
+            c.rect(20 + i * (width + 8), y, width, 33, BLUE if chapters else GREY, opacity=0.2, radius=5)
+            c.text(20 + i * (width + 8) + width / 2, y + 21, name, size=13, bold=True)
+        for i, chapter in enumerate(chapters):
+            c.rect(470 + i * 38, y + 2, 30, 29, COLOURS[(chapter - 1) % 7], opacity=0.35, radius=14)
+            c.text(485 + i * 38, y + 21, str(chapter), size=13, bold=True)
+    return c
+
+
 FIGURES = {
+    "course-map": course_map,
     "memory-layers": memory_layers,
     "size-classes": size_classes,
     "lease": lease,
