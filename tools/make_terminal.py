@@ -24,8 +24,8 @@ COLUMNS = 92
 
 SESSION = (
     'kuiper generate "ROMEO:" --temperature 0 --max-tokens 24',
-    "kuiper export -m demo.gguf --quant q4 --search demo-q4",
-    "kuiper info -m demo-q4 | head -7",
+    "kuiper info -m demo.gguf | head -7",
+    "kuiper export -m demo.gguf --quant q4 --search demo-q4 | tail -5",
     'kuiper generate -m demo-q4 "JULIET:" --seed 5 --max-tokens 40',
 )
 

@@ -26,6 +26,12 @@ HOMES = {"README.md": "index.md", "README_zh.md": "zh/index.md"}
 """Documents that have a page of the site in their place."""
 log = get_plugin_logger("site")  # a warning fails a strict build
 LINK = re.compile(r"(?P<text>\]\()(?P<target>[^)\s#]+)(?P<rest>#[^)\s]*)?(?P<end>[)\s])")
+WORDS = {
+    '<html lang="en"': '<html lang="zh"',
+    "Table of contents\n": "目录\n",
+    "\n                Previous\n": "\n                上一页\n",
+    "\n                Next\n": "\n                下一页\n",
+}
 FOLDER = re.compile(r"\[(?P<words>[^\]]*)\]\((?P<target>[^)\s#]+)\)")
 IMAGE = re.compile(r"<p>\s*<img (?P<attributes>[^>]*\.svg\"[^>]*)/?>\s*</p>")
 
@@ -62,9 +68,10 @@ def on_page_content(content: str, /, page: Page, config: Any, files: Files) -> s
 
 
 def on_post_page(output: str, page: Page, config: Any) -> str:
-    """Say which language a page is in."""
+    """Say which language a page is in, also in what the theme writes."""
     if is_chinese(page.file.src_uri):
-        return output.replace('<html lang="en"', '<html lang="zh"', 1)
+        for english, chinese in WORDS.items():
+            output = output.replace(english, chinese)
     return output
 
 
@@ -100,8 +107,11 @@ def _with_code(text: str, uri: str) -> str:
             shown = {key: value for key, value in shown.items() if key in ("title", "hl_lines")}
             shown.setdefault("title", site_code.title(fence))
         elif "output" in fence.words:
-            shown.setdefault("title", "Output")
-        info = " ".join([fence.language or "text", *(f'{key}="{value}"' for key, value in shown.items())])
+            shown.setdefault("title", "输出" if is_chinese(uri) else "Output")
+        language = fence.language or "text"
+        if language == "console" and not body.startswith("$ "):
+            language = "bash"  # commands alone: highlighted as such
+        info = " ".join([language, *(f'{key}="{value}"' for key, value in shown.items())])
         block = [fence.ticks + info, *body.splitlines(), fence.ticks]
         lines[fence.first : fence.last + 1] = [(fence.indent + line).rstrip() for line in block]
     return "\n".join(lines) + "\n"
