@@ -96,6 +96,14 @@ def test_plots_show_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(str(figure) in stated for figure in plots.VLLM_MS.values())
 
 
+@pytest.mark.parametrize(("page", "readme"), [("index.md", "README.md"), ("zh/index.md", "README_zh.md")])
+def test_readme_states_the_figures_of_the_front_page(page: str, readme: str) -> None:
+    table, _, _ = read(ROOT / readme).partition("\n## ")
+    for call in MACRO.findall(read(DOCS / page)):
+        figure = site_results.evaluate(call)
+        assert figure in table or figure.replace("%", " %") in table, call
+
+
 def test_http_page_is_current(kernel_cache: Path) -> None:
     pytest.importorskip("fastapi")
     tool = _module(ROOT / "tools" / "make_http_docs.py")

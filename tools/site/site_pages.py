@@ -17,7 +17,7 @@ FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,})(?P<info>[^`\n]*)$")
 OPTION = re.compile(r'(\w+)="([^"]*)"')
 HEADING = re.compile(r"^(#{1,6}) +(.+?) *(?:\{[^}]*\})?$")
 FIGURE = re.compile(r"!\[(?P<alt>[^\]]*)\]\((?P<path>[^)\s]+\.svg)(?: \"(?P<caption>[^\"]*)\")?\)")
-MACRO = re.compile(r"\{\{ *((?:result|ratio|measured)\(.*?\)) *\}\}")
+MACRO = re.compile(r"(?<!`)\{\{ *((?:result|ratio|measured)\(.*?\)) *\}\}")
 
 
 @dataclass(frozen=True)
