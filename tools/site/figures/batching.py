@@ -19,10 +19,10 @@ WORDS = {
     "static": ("static: a batch ends with its longest request", "静态批处理：一批要等最长的请求"),
     "continuous": ("continuous: the next request takes a free place", "连续批处理：空位立刻给下一个请求"),
     "steps": ("steps", "步"),
-    "budget": ("tokens of a step, at most 8", "每步的 token，至多 8 个"),
+    "budget": ("tokens of a step, at most 8", "每步的词元，至多 8 个"),
     "step": ("step", "第"),
     "step end": ("", "步"),
-    "decode": ("one token each: decoding", "每个序列一个 token：解码"),
+    "decode": ("one token each: decoding", "每个序列一个词元：解码"),
     "piece": ("pieces of prompts", "提示的片段"),
 }  # fmt: skip
 """Words of the figures in English and Chinese."""
