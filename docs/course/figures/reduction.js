@@ -101,7 +101,7 @@
     var svg = document.createElementNS(SVG, "svg"), said = document.createElement("p"), bar = document.createElement("div");
     svg.setAttribute("viewBox", "0 0 690 250");
     svg.setAttribute("aria-hidden", "true");
-    svg.style.cssText = "width:100%;height:auto;font-family:system-ui,sans-serif";
+    svg.style.cssText = "width:100%;min-width:24rem;height:auto;font-family:system-ui,sans-serif";
     host.textContent = "";
     host.style.cssText = "border:1px solid currentColor;border-radius:6px;padding:.6rem;margin:1rem 0";
     host.tabIndex = 0;
@@ -150,7 +150,10 @@
       if (event.key === "ArrowLeft") { stop(); go(-1); event.preventDefault(); }
     });
     host.appendChild(bar);
-    host.appendChild(svg);
+    var view = document.createElement("div");
+    view.style.overflowX = "auto";
+    view.appendChild(svg);
+    host.appendChild(view);
     host.appendChild(said);
     show();
   }

@@ -39,6 +39,9 @@ WORDS = {
     "fused": ("one kernel: 4 times the rows", "一个内核：搬运 4 份"),
     "memory": ("memory", "显存"),
     "stream": ("residual", "残差"),
+    "reduction": ("What 32 lanes hold, step by step", "32 个通道逐步持有的值"),
+    "start": ("start", "开始"),
+    "offset": ("offset", "偏移"),
 }
 """Words of the figures in English and Chinese."""
 
@@ -151,7 +154,31 @@ def fusing(say: dict[str, str]) -> Canvas:
     return c
 
 
-FIGURES = {"threads": threads, "sectors": sectors, "pieces": pieces, "fusing": fusing}
+def reduction(say: dict[str, str]) -> Canvas:
+    """The sum over a warp by exclusive-or shuffles: a row for each step, a colour for each value."""
+    c = Canvas(720, 210, say["reduction"])
+    c.text(20, 20, say["reduction"], anchor="start", bold=True)
+    held = list(range(32))
+    for step, offset in enumerate((0, 16, 8, 4, 2, 1)):
+        if offset:
+            held = [value + held[lane ^ offset] for lane, value in enumerate(held)]
+        y = 34 + step * 28
+        c.text(70, y + 16, f"{say['offset']} {offset}" if offset else say["start"], anchor="end", size=11)
+        different = list(dict.fromkeys(held))
+        for lane, value in enumerate(held):
+            hue = COLOURS[different.index(value) % 8]
+            c.rect(76 + lane * 20, y, 20, 22, hue, opacity=0.3, line=0.4, radius=0)
+            c.text(86 + lane * 20, y + 15, str(value), size=9)
+    return c
+
+
+FIGURES = {
+    "threads": threads,
+    "sectors": sectors,
+    "warp-reduction": reduction,
+    "pieces": pieces,
+    "fusing": fusing,
+}
 
 
 def main() -> None:
