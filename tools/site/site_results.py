@@ -124,6 +124,8 @@ def measured(kind: str, command: str, chinese: bool = False) -> str:
     facts = load(found[0])
     machine = next((str(facts[key]) for key in ("chip", "device", "processor") if key in facts), "")
     machine = machine.split(",")[0] or str(facts["rows"][0]["chip"])
+    if machine.startswith("cuda:"):  # which GPU that was, the file's name says
+        machine = f"NVIDIA {found[0].name[11:].split('-')[0].upper()}"
     day = found[0].name[:10]
     links = ", ".join(f"[{file.name}](/{file.relative_to(ROOT).as_posix()})" for file in found)
     if chinese:
