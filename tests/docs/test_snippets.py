@@ -63,6 +63,8 @@ def _trimmed(output: str) -> str:
 def _wait_for_device(block: site_pages.Fence, request: pytest.FixtureRequest) -> None:
     if "cuda" in block.words:
         request.getfixturevalue("cuda")
+    if "emulated" in block.words:
+        request.getfixturevalue("emulated_cuda")
     if "gpu" in block.words:
         try:
             Device("cuda:0")
