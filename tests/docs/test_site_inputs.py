@@ -120,7 +120,7 @@ _Loader.add_multi_constructor("tag:yaml.org,2002:python/name:", lambda loader, s
 def test_pages_and_navigation_agree() -> None:
     navigation = _pages(yaml.load(read(ROOT / "mkdocs.yml"), Loader=_Loader)["nav"])
     assert len(navigation) == len(set(navigation))
-    assert {name(page) for page in PAGES} <= set(navigation)
+    assert {name(page) for page in PAGES} == set(navigation) - {"contributing.md", "changelog.md"}
 
 
 def test_site_fetches_nothing() -> None:
