@@ -91,7 +91,7 @@ def _walk(value: Any, path: str) -> Any:
         elif "=" not in step:
             value = value[step[1:-1]]
         else:
-            value = _row(value, dict(pair.split("=", 1) for pair in step[1:-1].split(",")))
+            value = _row(value, dict(pair.split("=", 1) for pair in re.split(r",(?=\w+=)", step[1:-1])))
     return value
 
 
