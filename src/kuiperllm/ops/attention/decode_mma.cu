@@ -10,9 +10,8 @@
 //   * its result has query g and tokens 2t, 2t + 1 in a lane, and that is how weights are wanted as the second operand of
 //     values (rows are elements of a head, columns of the product are queries): a lane takes pieces of the values of tokens
 //     2t and 2t + 1, and pairs them up.
-// Steps are dealt out, one by one, to all warps of the first part, those of the second, and so on, and round again. So shares
-// are equal, a block reads neighbours at the same time, and a warp knows which entries of the block table it needs before it
-// knows how long the context is.
+// Steps are dealt out in pairs, to the first two warps of all parts, their next two, and so on, and round again. So shares are
+// equal, and a warp knows which entries of the block table it needs before it knows how long the context is.
 //
 //   T, C, D, BLOCK  as in head.cuh (C = T); D is a multiple of 16, BLOCK of 16 and of 8 * TILES or a divisor of it
 //   HEADS           query heads of a block, 1 ... 8
@@ -32,6 +31,7 @@ constexpr int PIECES = D / 8, HALF_PIECES = D / 16;                        // of
 constexpr int HALF_UNITS = (HALF_PIECES + 3) / 4, UNITS = 2 * HALF_UNITS;  // pieces of a key that a lane has
 constexpr int VALUE_UNITS = (PIECES + 7) / 8;                              // and of a value
 constexpr int SLOTS = VALUE_UNITS * 4 * 32;                                // for what a warp has seen: four numbers each
+constexpr int TURN = WARPS % 2 ? 1 : 2;                                     // steps that a part gets at a time
 constexpr int TILE = TOKENS * PIECES;                                      // pieces of the keys, or the values, of a step
 constexpr int STAGE = 2 * TILE;                                            // of both
 constexpr int RING = STAGES * STAGE;
@@ -251,7 +251,7 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
     }
     // The entries of the table do not depend on the length: they come with it.
     Steps steps = {keys + kv_head * BLOCK * D, values + kv_head * BLOCK * D, block_table + sequence * table_row, num_kv_heads * BLOCK * D, capacity, 0, lane};
-    int first = (part * WARPS + warp) * TOKENS;  // of the present step
+    int first = ((warp / TURN * parts + part) * TURN + warp % TURN) * TOKENS;  // of the present step
     const int jump = WARPS * parts * TOKENS;
     Steps::Place places[STAGES + 1];  // of the steps that are copied first, and of the one behind them
 #pragma unroll
