@@ -60,7 +60,6 @@ DEVICE void copy_async_eight(void* shared, const void* global, int bytes, emulat
 }
 DEVICE void commit_copies() { emulated::commit_copies(); }
 template <int LEFT_> DEVICE void wait_for_copies() { emulated::wait_for_copies(LEFT_); }
-DEVICE void fetch_to_cache(const void*) {}
 
 namespace twins {
 

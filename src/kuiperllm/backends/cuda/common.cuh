@@ -123,9 +123,6 @@ DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"
 // Wait until at most N of this thread's committed groups are still under way.
 template <int N> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
-// Let the 128 bytes that hold an address come to the second-level cache.
-DEVICE void fetch_to_cache(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
-
 #endif  // KUIPER_EMULATED
 
 // --- vectors ----------------------------------------------------------------------------------------------------
