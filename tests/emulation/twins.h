@@ -43,9 +43,14 @@ template <typename Element> DEVICE unsigned fma2(unsigned a, unsigned b, unsigne
 DEVICE unsigned and_or(unsigned a, unsigned mask, unsigned bits) { return (a & mask) | bits; }
 DEVICE unsigned and_xor(unsigned a, unsigned mask, unsigned bits) { return (a & mask) ^ bits; }
 
+DEVICE int in_register(int x) { return x; }
+DEVICE float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
 DEVICE void launch_next() {}
 DEVICE void wait_for_previous(emulated::Place place = emulated::Place::here()) { emulated::wait_for_previous(place); }
 
+using SharedAddress = char*;
+DEVICE SharedAddress shared_address(const void* p) { return (char*)p; }
 DEVICE void copy_async(void* shared, const void* global, emulated::Place place = emulated::Place::here()) {
     emulated::copy_async(shared, global, 16, 16, place);
 }

@@ -6,10 +6,11 @@
 
 // Four 8x8 matrices of 16-bit elements from shared memory. Lane l gives the address of row l % 8 of matrix l / 8
 // (16 bytes) and gets elements (l / 4, 2 * (l % 4)) and the one beside it of each matrix.
-DEVICE void load_matrices(unsigned (&r)[4], const void* row) {
+DEVICE void load_matrices(unsigned (&r)[4], SharedAddress row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(row) : "memory");
 }
+DEVICE void load_matrices(unsigned (&r)[4], const void* row) { load_matrices(r, shared_address(row)); }
 // The same, each matrix transposed.
 DEVICE void load_matrices_transposed(unsigned (&r)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"

@@ -1,8 +1,8 @@
 // Matrix times vector for one row of x and codes of 4 or 8 bits, on integer tensor cores, at the speed at which the codes can
 // be read.
 //
-// x becomes whole numbers below 2^22: each warp brings its own chunk of the columns to shared memory, times the power of two
-// that makes its largest number about 2^21, rounded, as three digits of 8 bits with a sign. A product of tensor cores takes 16
+// x becomes whole numbers below 2^21: each warp brings its own chunk of the columns to shared memory, times the power of two
+// that makes its largest number about 2^20, rounded, as three digits of 8 bits with a sign. A product of tensor cores takes 16
 // rows of W with 32 columns, and the digits as three of its eight vectors. Its sums are exact. They start at 1.5 * 2^23 in the
 // bits of a float, so that they are floats without a conversion; a group's sums are multiplied with its scale, and digits meet
 // at the end of a tile.
@@ -11,8 +11,8 @@
 // code less its middle. A word of them makes two operands, columns 0, 4, 1, 5 and 2, 6, 3, 7 of its eight (codes.cuh), so x is
 // kept in that order.
 //
-// Warps share rows and fetch them through rings of their own as in gemv_codes.cu; a stage is 16 rows times UNITS spans of
-// 32 bytes, whose pieces of 16 bytes lie so that the eight rows of a matrix that is loaded are in different banks.
+// Warps share rows and fetch them through rings of their own as in gemv_codes.cu. A stage has, for each of 16 rows, UNITS spans
+// of 32 bytes and 16 bytes for the scales: with these, eight rows of a span are in different banks.
 //
 // Parameters beside those of gemv.cuh: BITS, GROUP of the scheme; UNITS of a stage of the ring, STAGES of the ring; MIN_BLOCKS
 // that must fit a multiprocessor's registers.
@@ -20,13 +20,15 @@
 #include "gemv.cuh"
 
 constexpr int SPAN_K = 32 * 8 / BITS, STEP_K = UNITS * SPAN_K, STEPS = K / STEP_K;
-constexpr int PITCH = UNITS * 32, PIECES = PITCH / 16;                       // of a row in a stage
+constexpr int SPANS_BYTES = UNITS * 32, PITCH = SPANS_BYTES + 16, STAGE_BYTES = 16 * PITCH;  // of a row; in a stage
 constexpr int TILE = GATED ? 8 : 16;                                         // outputs of a tile of 16 rows of W
 constexpr int STEP_GROUPS = STEP_K / GROUP, PRODUCTS = GROUP / 32;           // of a stage; of a group
+constexpr int RECORD = STEP_GROUPS * 2;
 constexpr long long ROW_BYTES = (long long)K * BITS / 8, SCALES_ROW = K / GROUP * 2;
-constexpr int CODE_BYTES = 16 * PITCH, RECORD = STEP_GROUPS * 2, STAGE_BYTES = (CODE_BYTES + 16 * RECORD + 255) / 256 * 256;
+constexpr bool IS_EVEN = STEPS % CHUNKS == 0;
 constexpr int MAX_STEPS = (STEPS + CHUNKS - 1) / CHUNKS, PASSES = (MAX_STEPS * STEP_K / 8 + 31) / 32;
-static_assert(K % STEP_K == 0 && STEP_K % GROUP == 0 && GROUP % 32 == 0, "stages and groups are whole");
+constexpr bool IS_FULL = IS_EVEN && MAX_STEPS * STEP_K % 256 == 0;           // every lane has a vector of x in every pass
+static_assert(K % STEP_K == 0 && STEP_K % GROUP == 0 && GROUP % 32 == 0 && RECORD <= 16, "stages and groups are whole");
 static_assert(sizeof(T) == 2, "activations have 16 bits");
 
 constexpr float ZERO = 12582912.f;  // 1.5 * 2^23
@@ -34,43 +36,40 @@ constexpr unsigned ZERO_BITS = 0x4b400000u;
 
 // --- the matrix -------------------------------------------------------------------------------------------------------
 
-// Where piece `piece` of row `row` lies in a stage.
-DEVICE int place_of_piece(int row, int piece) { return row * PITCH + (piece ^ (PIECES >= 8 ? row % 8 : row / 2 % 4)) * 16; }
-
-template <int bytes> DEVICE void copy_record(char* to, const char* from) {
+template <int bytes> DEVICE void copy_record(SharedAddress to, const char* from) {
     if constexpr (bytes == 16) copy_async(to, from);
     else if constexpr (bytes == 8) copy_async_eight(to, from, 8);
     else copy_async_word(to, from, 4);
 }
 
-// Copies tiles of the matrix to the ring. A warp walks along the columns (its steps [begin, end)) of one tile, then of the
-// next of its tiles. Rows that are not the block's are left out: what the ring holds in their place becomes sums of no use.
+// Copies tiles of the matrix to the ring. A warp walks along the columns (`steps` stages) of one tile, then of the next of its
+// tiles. Rows that are not the block's are left out: what the ring holds in their place becomes sums of no use.
 struct Fetcher {
-    static constexpr int ROWS = 32 / PIECES;         // that all lanes copy together
-    int lane, begin, end, left, step;                // left: steps to be fetched
-    int count;                                       // outputs from the tile on
-    long long second;                                // from the first row to the eighth behind it
-    const char *codes, *scales;                      // where this lane goes on
+    static constexpr int LANES = SPANS_BYTES / 16, ROWS = 32 / LANES;  // lanes that share a row; rows that all copy together
+    int steps, left;               // of a tile; of this tile, to be fetched
+    int to, record_to;             // where in a stage this lane's pieces are
+    int limit, record_limit;       // rows of a pass before these are the block's
+    long long second;              // from the first row to the eighth behind it
+    const char *codes, *scales;    // where this lane goes on
 
-    DEVICE Fetcher(int lane_, const char* codes_, const char* scales_, int outputs, int first, int count_, int begin_, int end_, int left_)
-        : lane(lane_), begin(begin_), end(end_), left(left_), step(begin_), count(count_), second(GATED ? outputs : 8) {
-        codes = codes_ + (first + lane / PIECES) * ROW_BYTES + begin * PITCH + lane % PIECES * 16;
-        scales = scales_ + (first + lane % 8 + (lane & 8 ? second : 0)) * SCALES_ROW + begin * RECORD;
+    DEVICE Fetcher(int lane, const char* codes_, const char* scales_, int outputs, int first, int count, int begin, int steps_)
+        : steps(steps_), left(steps_), second(GATED ? outputs : 8) {
+        const int row = lane / LANES, record = lane % 16;
+        to = in_register(row * PITCH + lane % LANES * 16), record_to = in_register(record * PITCH + SPANS_BYTES);
+        limit = in_register(count - row), record_limit = in_register(lane < 16 ? count - (GATED ? record % 8 : record) : 0);
+        codes = codes_ + (first + row) * ROW_BYTES + begin * SPANS_BYTES + lane % LANES * 16;
+        scales = scales_ + (first + record % 8 + record / 8 * second) * SCALES_ROW + begin * RECORD;
     }
-    DEVICE void fetch(char* stage) {
-        if (left <= 0) return;
-        const int limit = count - lane / PIECES;
+    DEVICE void fetch(SharedAddress stage) {
+        const char* half[2] = {codes, GATED ? codes + second * ROW_BYTES : codes + 8 * ROW_BYTES};
 #pragma unroll
         for (int row = 0; row < 16; row += ROWS)
-            if ((GATED ? row % 8 : row) < limit)
-                copy_async(stage + place_of_piece(row + lane / PIECES, lane % PIECES), codes + (row >= 8 ? second * ROW_BYTES : 0) + row % 8 * ROW_BYTES);
-        if (lane < 16 && (GATED ? lane % 8 : lane) < count) copy_record<RECORD>(stage + CODE_BYTES + lane * RECORD, scales);
-        left--, step++;
-        codes += PITCH, scales += RECORD;
-        if (step == end) {
-            const int steps = end - begin;
-            codes += GROUPS * TILE * ROW_BYTES - steps * PITCH, scales += GROUPS * TILE * SCALES_ROW - steps * RECORD;
-            count -= GROUPS * TILE, step = begin;
+            if ((GATED ? row % 8 : row) < limit) copy_async(stage + (to + row * PITCH), half[row / 8] + row % 8 * ROW_BYTES);
+        if (record_limit > 0) copy_record<RECORD>(stage + record_to, scales);
+        codes += SPANS_BYTES, scales += RECORD;
+        if (--left == 0) {
+            codes += GROUPS * TILE * ROW_BYTES - steps * SPANS_BYTES, scales += GROUPS * TILE * SCALES_ROW - steps * RECORD;
+            limit -= GROUPS * TILE, record_limit -= GROUPS * TILE, left = steps;
         }
     }
 };
@@ -90,36 +89,37 @@ struct Operand {
 
     template <int digit> DEVICE void keep_digit(int vector, const unsigned (&number)[8]) const {
         unsigned* to = words + vector / 8 * 48 + digit * 16;
-        // Digits were made to count from 0; they are less 128.
+        // The digits are bytes less 128, the highest less 64.
+        constexpr unsigned MORE = digit == 2 ? 0x40404040u : 0u;
         if constexpr (BITS == 8) {
             to += (2 * vector & 2) * 4 + (vector >> 1 & 3);
-            to[0] = gather_bytes<digit>(number) ^ 0x80808080u;
-            to[4] = gather_bytes<digit>(number + 4) ^ 0x80808080u;
+            to[0] = (gather_bytes<digit>(number) + MORE) ^ 0x80808080u;
+            to[4] = (gather_bytes<digit>(number + 4) + MORE) ^ 0x80808080u;
         } else {
             const unsigned first[4] = {number[0], number[4], number[1], number[5]}, second[4] = {number[2], number[6], number[3], number[7]};
-            *(uint2*)(to + vector % 4 * 4 + (vector & 4) / 2) = make_uint2(gather_bytes<digit>(first) ^ 0x80808080u, gather_bytes<digit>(second) ^ 0x80808080u);
+            *(uint2*)(to + vector % 4 * 4 + (vector & 4) / 2) = make_uint2((gather_bytes<digit>(first) + MORE) ^ 0x80808080u, (gather_bytes<digit>(second) + MORE) ^ 0x80808080u);
         }
     }
 
     // `count` vectors of x, 8 numbers each, of which the lane has every 32nd. Returns what sums are to be multiplied with.
     DEVICE float keep(const float (&value)[PASSES][8], int lane, int count) const {
-        unsigned largest = 0;
+        float largest = 0.f;
 #pragma unroll
-        for (int i = 0; i < PASSES * 8; i++) largest = max(largest, __float_as_uint(value[i / 8][i % 8]) & 0x7fffffffu);
-        const unsigned exponent = max(warp_max_bits(largest) >> 23, 32u);
-        const float factor = __uint_as_float((275 - exponent) << 23);
+        for (int i = 0; i < PASSES * 8; i++) largest = max_or_nan(largest, fabsf(value[i / 8][i % 8]));
+        const unsigned exponent = max(warp_max_bits(__float_as_uint(largest)) >> 23, 32u);
+        const float factor = __uint_as_float((274 - exponent) << 23);
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++) {
             const int vector = pass * 32 + lane;
-            if (vector >= count) continue;
+            if (!IS_FULL && vector >= count) continue;
             unsigned number[8];
 #pragma unroll
-            for (int e = 0; e < 8; e++) number[e] = __float_as_uint(fmaf(value[pass][e], factor, ZERO)) + (0x808080u - ZERO_BITS);
+            for (int e = 0; e < 8; e++) number[e] = __float_as_uint(fmaf(value[pass][e], factor, ZERO + 0x8080));
             keep_digit<0>(vector, number), keep_digit<1>(vector, number), keep_digit<2>(vector, number);
         }
         constexpr unsigned bits_of_code = BITS == 4 ? 4 : 0;
         // What is not finite stays visible.
-        return exponent == 255 ? __uint_as_float(0x7fffffffu) : __uint_as_float((exponent - 21 - bits_of_code) << 23);
+        return exponent == 255 ? __uint_as_float(0x7fffffffu) : __uint_as_float((exponent - 20 - bits_of_code) << 23);
     }
 };
 
@@ -148,7 +148,7 @@ struct LaneRow {
             if (PROLOGUE != MERGE) raw[pass] = load_fresh(x + vector(pass, first, lane) * 8);
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++) {
-            const bool is_there = pass * 32 + lane < count;
+            const bool is_there = IS_FULL || pass * 32 + lane < count;
             if constexpr (PROLOGUE == MERGE) merge_splits(x, stats, vector(pass, first, lane), value[pass]);
             else unpack(raw[pass], value[pass], T());
             if (PROLOGUE == NORM && is_there) square += sum_of_squares(value[pass]);
@@ -171,32 +171,33 @@ DEVICE void load_scales(const char* from, float (&value)[STEP_GROUPS]) {
 }
 
 struct Multiplier {
-    int g, t, matrix_row;    // matrix_row: where this lane's row of the matrices to be loaded is in a stage
+    int g, t;
+    int row, record;         // where this lane's row of the matrices to be loaded, and its first scales are in a stage
     const uint4* digits;     // the lane's, of a vector of the product
+    uint4 held[STEP_K / 64]; // all of them, if they are those of one stage
     float sum[4];            // of digits 2 t, 2 t + 1 of row g, and of row g + 8
 
-    DEVICE Multiplier(const Operand& operand, int lane) : g(lane / 4), t(lane % 4), matrix_row(place_of_piece(lane % 16, lane / 16)) {
+    DEVICE Multiplier(const Operand& operand, int lane) : g(lane / 4), t(lane % 4), row(in_register(lane % 16 * PITCH + lane / 16 * 16)), record(in_register(g * PITCH + SPANS_BYTES)) {
         digits = (const uint4*)operand.words + min(g, 2) * 4 + t;
+#pragma unroll
+        for (int i = 0; i < STEP_K / 64 && MAX_STEPS == 1; i++) held[i] = digits[i * 12];
         clear();
     }
     DEVICE void clear() { sum[0] = sum[1] = sum[2] = sum[3] = 0.f; }
 
     // A stage: `step` steps from the start of the chunk.
-    DEVICE void multiply(const char* stage, int step) {
+    DEVICE void multiply(const char* stage, SharedAddress address, int step) {
         float scale[2][STEP_GROUPS];
-        load_scales(stage + CODE_BYTES + g * RECORD, scale[0]);
-        load_scales(stage + CODE_BYTES + (g + 8) * RECORD, scale[1]);
+        load_scales(stage + record, scale[0]);
+        load_scales(stage + record + 8 * PITCH, scale[1]);
         const uint4* x = digits + step * (STEP_K / 64 * 12);
         unsigned words[4];
         uint4 b;
         int product[4];
 #pragma unroll
         for (int p = 0; p < STEP_K / 32; p++) {
-            if (BITS == 8 || p % 2 == 0) {
-                // Pieces of spans differ from those of the first one in the bits that count spans.
-                load_matrices(words, stage + (matrix_row ^ p * 32 * BITS / 8));
-            }
-            if (p % 2 == 0) b = x[p / 2 * 12];
+            if (BITS == 8 || p % 2 == 0) load_matrices(words, address + (row + p * 32 * BITS / 8));
+            if (p % 2 == 0) b = MAX_STEPS == 1 ? held[p / 2] : x[p / 2 * 12];
             unsigned a[4];
             if constexpr (BITS == 8) {
 #pragma unroll
@@ -236,23 +237,26 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
     OUT* out, int outputs, int share, int extra, int launch_after) {
     __shared__ float squares[WARPS];
     const Share mine = share_of_block(share, extra);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / CHUNKS, chunk = warp % CHUNKS;
-    char* ring = shared_memory + warp * (STAGES * STAGE_BYTES);
+    const int lane = in_register(threadIdx.x % 32), warp = in_register(threadIdx.x / 32), group = warp / CHUNKS, chunk = warp % CHUNKS;
+    if (launch_after < 0) launch_next();
+    const int ring = warp * (STAGES * STAGE_BYTES);
+    const SharedAddress address = shared_address(shared_memory);
     char* of_warps = shared_memory + WARPS * STAGES * STAGE_BYTES;
     const Operand operand = {(unsigned*)(of_warps + warp * Operand::BYTES)};
     // The pitch spreads the sums of a tile over all banks.
     const PartialSums sums = {(float*)(of_warps + WARPS * Operand::BYTES), (share + 16) / 16 * 16 + 4, 1};
 
-    const int tiles = (mine.count + TILE - 1) / TILE, own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
-    const int begin = STEPS * chunk / CHUNKS, steps = STEPS * (chunk + 1) / CHUNKS - begin;
-    const int count = own_tiles * steps;
-    Fetcher fetcher(lane, codes, scales, outputs, mine.first + group * TILE, mine.count - group * TILE, begin, begin + steps, count);
+    const int tiles = (mine.count + TILE - 1) / TILE;
+    const int begin = STEPS * chunk / CHUNKS, steps = IS_EVEN ? MAX_STEPS : STEPS * (chunk + 1) / CHUNKS - begin;
+    Fetcher fetcher(lane, codes, scales, outputs, mine.first + group * TILE, mine.count - group * TILE, begin, steps);
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
-        fetcher.fetch(ring + stage * STAGE_BYTES);
+        fetcher.fetch(address + (ring + stage * STAGE_BYTES));
         commit_copies();
     }
-    if (launch_after == 0 || launch_after > count) launch_next();
+    const int own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
+    int left = launch_after > own_tiles * steps ? 0 : launch_after;  // stages, until the next kernel may start
+    if (left == 0) launch_next();
 
     Outputs results(out, 0, outputs, 1, mine, bias);
     const int first = begin * (STEP_K / 8), vectors = steps * (STEP_K / 8);
@@ -264,21 +268,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
     __syncwarp();
 
     Multiplier multiplier(operand, lane);
-    char* stage = ring;
-    int tile = group, step = 0;
-    for (int i = 0; i < count; i++) {
-        wait_for_copies<STAGES - 1>();
-        __syncwarp();  // what is multiplied, other lanes have copied
-        multiplier.multiply(stage, step);
-        __syncwarp();
-        fetcher.fetch(stage);
-        commit_copies();
-        stage = stage == ring + (STAGES - 1) * STAGE_BYTES ? ring : stage + STAGE_BYTES;
-        if (i + 1 == launch_after) launch_next();
-        if (++step == steps) {
-            multiplier.write(sums, chunk, tile, factor);
-            step = 0, tile += GROUPS;
+    int stage = ring;
+    for (int tile = group; tile < tiles; tile += GROUPS) {
+#pragma unroll 1
+        for (int step = 0; step < steps; step++) {
+            wait_for_copies<STAGES - 1>();
+            __syncwarp();  // what is multiplied, other lanes have copied
+            multiplier.multiply(shared_memory + stage, address + stage, step);
+            __syncwarp();
+            fetcher.fetch(address + stage);
+            commit_copies();
+            stage = stage == ring + (STAGES - 1) * STAGE_BYTES ? ring : stage + STAGE_BYTES;
+            if (--left == 0) launch_next();
         }
+        multiplier.write(sums, chunk, tile, factor);
     }
     if constexpr (PROLOGUE == NORM) {
         const float sum = warp_sum(square);

@@ -28,8 +28,9 @@ UNITS = (2, 4, 8)
 _SOURCE = Path(__file__).with_name("gemv_digits.cu")
 _TILE_ROWS = 16
 _SPAN_BYTES = 32  # of a row, that a unit of a stage has
+_RECORDS_BYTES = 16  # of a row's scales, in a stage
 _PAIR_OF_PRODUCTS = 64  # columns, whose digits a lane loads at once
-_RECORD_BYTES = (4, 8, 16)  # of a row's scales in a stage: what is copied at once
+_COPIES = (4, 8, 16)  # bytes that can be copied at once
 _MAX_PASSES = 8  # vectors of x that a lane holds in registers
 _TWO_BLOCKS_PASSES = {"PLAIN": 8, "NORM": 4, "MERGE": 4}  # up to so many, the registers of two blocks fit
 _BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
@@ -52,7 +53,7 @@ class Shape:
         self.chunk_steps = -(-self.steps // chunks)
         self.passes = -(-self.chunk_steps * self.step_k // 8 // 32)
         self.record = self.step_k // scheme.group_size * 2
-        self.stage = -(-_TILE_ROWS * (units * _SPAN_BYTES + self.record) // 256) * 256
+        self.stage = _TILE_ROWS * (units * _SPAN_BYTES + _RECORDS_BYTES)
         self.x_bytes = self.chunk_steps * self.step_k * 3
         """Of x, for a warp."""
 
@@ -130,7 +131,7 @@ def _fits(problem: Problem, units: int) -> bool:
     if problem.k % shape.step_k or shape.step_k % _PAIR_OF_PRODUCTS:
         return False
     row_of_scales = problem.k // scheme.group_size * 2
-    return shape.record in _RECORD_BYTES and row_of_scales % shape.record == 0
+    return shape.record in _COPIES and row_of_scales % shape.record == 0
 
 
 def _tiles(problem: Problem, chunks: int, outputs: int) -> int:
