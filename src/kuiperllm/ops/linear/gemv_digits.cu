@@ -14,6 +14,9 @@
 // Warps share rows and fetch them through rings of their own as in gemv_codes.cu. A stage has, for each of 16 rows, UNITS spans
 // of 32 bytes and 16 bytes for the scales: with these, eight rows of a span are in different banks.
 //
+// More of the matrix than the ring holds may be fetched ahead to the second-level cache, which otherwise waits with the memory
+// while small kernels run that read little.
+//
 // Parameters beside those of gemv.cuh: BITS, GROUP of the scheme; UNITS of a stage of the ring, STAGES of the ring; MIN_BLOCKS
 // that must fit a multiprocessor's registers.
 #include "mma.cuh"
@@ -73,6 +76,18 @@ struct Fetcher {
         }
     }
 };
+
+// What a block reads for `ahead` outputs from number `start` of its own on, to the second-level cache.
+DEVICE void fetch_ahead(const char* codes, const char* scales, int outputs, Share mine, int start, int ahead) {
+    const int rows = min(ahead, mine.count - start);
+    if (rows <= 0) return;
+#pragma unroll
+    for (int half = 0; half < (GATED ? 2 : 1); half++) {
+        const long long row = mine.first + start + half * (long long)outputs, record = row * SCALES_ROW & ~15ll;
+        fetch_range_to_cache(codes + row * ROW_BYTES, rows * (int)ROW_BYTES);
+        fetch_range_to_cache(scales + record, rows * (int)SCALES_ROW & ~15);
+    }
+}
 
 // --- x ------------------------------------------------------------------------------------------------------------------
 
@@ -234,7 +249,7 @@ struct Multiplier {
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
     const T* x, const float2* stats, const float* norm_weight, float eps,
     const char* codes, const char* scales, const float* bias,
-    OUT* out, int outputs, int share, int extra, int launch_after) {
+    OUT* out, int outputs, int share, int extra, int launch_after, int ahead) {
     __shared__ float squares[WARPS];
     const Share mine = share_of_block(share, extra);
     const int lane = in_register(threadIdx.x % 32), warp = in_register(threadIdx.x / 32), group = warp / CHUNKS, chunk = warp % CHUNKS;
@@ -258,13 +273,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
     int left = launch_after > own_tiles * steps ? 0 : launch_after;  // stages, until the next kernel may start
     if (left == 0) launch_next();
 
+    if (threadIdx.x == 0) fetch_ahead(codes, scales, outputs, mine, STAGES / steps * GROUPS * TILE, ahead);
     Outputs results(out, 0, outputs, 1, mine, bias);
     const int first = begin * (STEP_K / 8), vectors = steps * (STEP_K / 8);
     LaneRow row;
     if constexpr (PROLOGUE == NORM) row.load_norm(norm_weight, first, lane);
     wait_for_previous();
     results.load_addend();
-    const float square = row.load(x, stats, first, vectors, lane), factor = operand.keep(row.value, lane, vectors);
+    float square = row.load(x, stats, first, vectors, lane);
+    if (PROLOGUE == NORM) square = warp_sum(square);
+    const float factor = operand.keep(row.value, lane, vectors);
+    if (PROLOGUE == NORM && lane == 0) squares[warp] = group == 0 ? square : 0.f;  // other groups have the same columns
     __syncwarp();
 
     Multiplier multiplier(operand, lane);
@@ -282,10 +301,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
             if (--left == 0) launch_next();
         }
         multiplier.write(sums, chunk, tile, factor);
-    }
-    if constexpr (PROLOGUE == NORM) {
-        const float sum = warp_sum(square);
-        if (lane == 0) squares[warp] = group == 0 ? sum : 0.f;  // other groups have the same columns
     }
     __syncthreads();
     results.write(sums, [&](int) { return PROLOGUE == NORM ? norm_scale(squares, eps) : 1.f; });

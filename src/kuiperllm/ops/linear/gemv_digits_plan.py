@@ -25,6 +25,8 @@ from kuiperllm.ops.linear.gemv_problem import (
 from kuiperllm.quant import Scheme
 
 UNITS = (2, 4, 8)
+AHEAD_BYTES = 0
+"""Of a block's rows behind those in its ring, fetched ahead to the second-level cache."""
 _SOURCE = Path(__file__).with_name("gemv_digits.cu")
 _TILE_ROWS = 16
 _SPAN_BYTES = 32  # of a row, that a unit of a stage has
@@ -34,12 +36,12 @@ _COPIES = (4, 8, 16)  # bytes that can be copied at once
 _MAX_PASSES = 8  # vectors of x that a lane holds in registers
 _TWO_BLOCKS_PASSES = {"PLAIN": 8, "NORM": 4, "MERGE": 4}  # up to so many, the registers of two blocks fit
 _BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
-_RING_BYTES = 96 << 10  # that a block fetches ahead at most
+_STAGES = 3  # of the ring: deeper ones took up to 3 % longer
 
-# What a warp does, about, in spans of 16 rows.
-_STAGE_COST = 0.5
-_TILE_COST = 1.5
-_PASS_COST = 3.0
+# What a warp does, about, in spans of 16 rows; for each of them with so many columns in a stage.
+_SPAN_COST = {512: 1.1, 256: 1.0, 128: 1.25, 64: 1.5}
+_TILE_COST = 0.25
+_PASS_COST = 8.0
 
 
 class Shape:
@@ -58,13 +60,23 @@ class Shape:
         """Of x, for a warp."""
 
 
-def candidates(chip: Chip, problem: Problem, *, beside: bool) -> Iterator[tuple[float, Plan]]:
+def candidates(chip: Chip, problem: Problem) -> Iterator[tuple[float, Plan]]:
     """Every sensible way to compute a product, with what a warp does for it."""
     for units in UNITS:
         for chunks in (1, 2, 4, 8):
-            found = make_plan(chip, problem, chunks, units, beside=beside)
+            found = make_plan(chip, problem, chunks, units, beside=is_between_products(problem))
             if found is not None:
                 yield _cost(problem, found), found
+
+
+def is_between_products(problem: Problem) -> bool:
+    """Whether the kernels in front of a product and behind it are products: not attention, nor a step's end.
+
+    Such kernels may have two blocks of a multiprocessor, one of each of two kernels: a ring fills while
+    another one is used. Beside attention's small blocks, two of one kernel would often meet on a
+    multiprocessor while another had none.
+    """
+    return (problem.prologue, problem.epilogue) in (("NORM", "SWIGLU"), ("PLAIN", "ADD"))
 
 
 def make_plan(
@@ -75,6 +87,7 @@ def make_plan(
     stages: int | None = None,
     *,
     beside: bool = False,
+    ahead_bytes: int | None = None,
 ) -> Plan | None:
     """A plan with a given number of warps for a row, or None if the kernel or the chip has no room for it.
 
@@ -85,7 +98,9 @@ def make_plan(
         units: of 32 bytes of codes, in a stage of the ring.
         stages: of the ring; default: enough to fetch ahead smoothly.
         beside: take less than half of a multiprocessor's shared memory if possible, so that the next kernel
-            can fill its ring while this one works.
+            can fill its ring while this one works, but more than a third: no two blocks of one kernel are to
+            share one.
+        ahead_bytes: that each block lets come to the second-level cache; default: `AHEAD_BYTES`.
     """
     if not _fits(problem, units):
         return None
@@ -101,16 +116,18 @@ def make_plan(
     if stages is None:
         rooms = half if beside else 0, int(chip.shared_bytes_per_multiprocessor * _BLOCK_SHARE), limit
         most_stages = next((found for room in rooms if (found := (room - other) // stage) >= 2), 0)
-        wanted = min(_stages(problem, shape, chunks, most), max(2, _RING_BYTES // stage))
-        stages = min(most_stages, max(2, wanted))
+        stages = min(most_stages, max(2, min(_stages(problem, shape, chunks, most), _STAGES)))
     if stages < 2 or other + stages * stage > limit:
         return None
     shared = other + stages * stage
-    if not (beside and shared <= half):
-        shared = max(shared, alone(chip))
+    third = chip.shared_bytes_per_multiprocessor // 3 - RESERVED_BYTES + 16
+    shared = max(shared, third if beside and shared <= half else alone(chip))
     two_blocks = shape.passes <= _TWO_BLOCKS_PASSES[problem.prologue]
     kernel = _kernel(problem._replace(outputs=0), chunks, units, stages, two_blocks)
-    return Plan(kernel, "digits", chunks, stages, grid, shared, share, extra, units=units)
+    assert problem.scheme is not None
+    of_output = problem.k * problem.scheme.bits // 8 * problem.halves
+    ahead = (AHEAD_BYTES if ahead_bytes is None else ahead_bytes) // of_output
+    return Plan(kernel, "digits", chunks, stages, grid, shared, share, extra, units=units, ahead=ahead)
 
 
 def stages_of_a_warp(problem: Problem, found: Plan) -> tuple[int, int]:
@@ -148,10 +165,8 @@ def _stages(problem: Problem, shape: Shape, chunks: int, outputs: int) -> int:
 def _cost(problem: Problem, found: Plan) -> float:
     """What the busiest warp does, about."""
     shape = Shape(problem, found.chunks, found.units)
-    of_tile = shape.chunk_steps * (found.units + _STAGE_COST) + _TILE_COST
-    cost = _tiles(problem, found.chunks, found.most) * of_tile + shape.passes * _PASS_COST
-    enough = min(3, _stages(problem, shape, found.chunks, found.most))
-    return cost if found.stages >= enough else cost * 1.5
+    of_tile = shape.chunk_steps * found.units * _SPAN_COST[shape.step_k] + _TILE_COST
+    return _tiles(problem, found.chunks, found.most) * of_tile + shape.passes * _PASS_COST
 
 
 @cache

@@ -70,7 +70,7 @@ def candidates(chip: Chip, problem: Problem, method: Method) -> Iterator[tuple[f
         yield from gemv_codes_plan.candidates(chip, problem)
         return
     if method == "digits":
-        yield from gemv_digits_plan.candidates(chip, problem, beside=gemv_codes_plan.BESIDE)
+        yield from gemv_digits_plan.candidates(chip, problem)
         return
     for chunks in (1, 2, 4, 8):
         if method == "vector":
