@@ -34,7 +34,7 @@ from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.linear import LinearWeight, WeightFormat, gemv_codes_plan, gemv_digits_plan
 from kuiperllm.ops.linear.cuda_weights import packed_sizes
 from kuiperllm.ops.linear.gemv import run
-from kuiperllm.ops.linear.gemv_plan import candidates, followed, make_plan, plan
+from kuiperllm.ops.linear.gemv_plan import candidates, make_plan, plan
 from kuiperllm.ops.linear.gemv_problem import Method, Plan, Problem
 from kuiperllm.quant import Scheme, q4, q8
 
@@ -353,13 +353,6 @@ def sweep(bench: Bench, name: str, products: list[Product]) -> list[Result]:
     chosen = [some[0] for some in ways]
     steps = [bench.measure_step(name, products, chosen)]
     best = steps[0].us
-    beside = [_beside(bench, product, how) for product, how in zip(products, chosen, strict=True)]
-    if beside != chosen:
-        bench.compile(beside)
-        steps.append(bench.measure_step(name, products, beside))
-        print(f"step of {best:.1f} µs; {steps[-1].us:.1f} if blocks leave half of the shared memory")
-        if steps[-1].us < best:
-            best, chosen = steps[-1].us, beside
     for i, some in enumerate(fastest):
         for how in some:
             tried = [*chosen[:i], how, *chosen[i + 1 :]]
@@ -374,14 +367,6 @@ def sweep(bench: Bench, name: str, products: list[Product]) -> list[Result]:
             f"{how.shared >> 10} KiB"
         )
     return results + steps
-
-
-def _beside(bench: Bench, product: Product, how: Plan) -> Plan:
-    """The plan with less than half of the shared memory, if it is for quantized weights."""
-    if how.method not in PLANNERS:
-        return how
-    other = PLANNERS[how.method](chip(bench.device), product.problem, how.chunks, how.units, beside=True)
-    return how if other is None else followed(product.problem, other, None)
 
 
 def main() -> None:

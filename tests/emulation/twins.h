@@ -66,9 +66,6 @@ DEVICE void copy_async_eight(void* shared, const void* global, int bytes, emulat
 DEVICE void commit_copies() { emulated::commit_copies(); }
 template <int LEFT_> DEVICE void wait_for_copies() { emulated::wait_for_copies(LEFT_); }
 DEVICE void fetch_to_cache(const void*) {}
-DEVICE void fetch_range_to_cache(const char* global, int bytes, emulated::Place place = emulated::Place::here()) {
-    if ((unsigned long long)global % 16 || bytes % 16) emulated::fail("%s:%d: a range for the cache is not aligned", place.file, place.line);
-}
 
 namespace twins {
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from test_gemv import EPS, assert_close, codes_problem, dense, normed, on, silu_mul
+from test_gemv import EPS, H200, SMALL, assert_close, codes_problem, dense, normed, on, silu_mul
 
 from kuiperllm.backends.cuda.launch import chip
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.linear import LinearWeight
 from kuiperllm.ops.linear.gemv import gemv, run
 from kuiperllm.ops.linear.gemv_digits_plan import make_plan
-from kuiperllm.ops.linear.gemv_plan import plan
+from kuiperllm.ops.linear.gemv_plan import candidates, plan
 from kuiperllm.quant import Scheme, q4, q8
 from kuiperllm.quant.synthetic import random_tensor
 
@@ -102,8 +103,48 @@ def test_what_is_not_finite_is_not_hidden(value: float, cuda: Device) -> None:
 )
 def test_other_products_have_another_way(scheme: Scheme, rows: int, k: int, cuda: Device) -> None:
     problem = codes_problem(scheme, rows, 512, k, DType.bfloat16, "PLAIN", "STORE")
-    found = plan(chip(cuda), problem)
-    assert found is None or found.method == "codes"
-    same = plan(chip(cuda), codes_problem(q4(64), 1, 512, 2048, DType.bfloat16, "PLAIN", "STORE"))
-    assert same is not None
-    assert same.method == "digits"
+    assert not list(candidates(chip(cuda), problem, "digits"))
+
+
+@pytest.mark.parametrize("facts", [H200, SMALL], ids=["228-KiB", "100-KiB"])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=repr)
+@pytest.mark.parametrize(("d", "f"), [(1024, 3072), (2048, 8192), (4096, 14336), (8192, 28672)])
+def test_plans_fit_the_chip(d: int, f: int, scheme: Scheme, facts: dict[str, Any], cuda: Device) -> None:
+    made = replace(chip(cuda), **facts)
+    whole = made.shared_bytes_per_multiprocessor
+    for outputs, k, prologue, epilogue, is_alone in (
+        (3 * d // 2, d, "NORM", "STORE", True),
+        (d, d, "MERGE", "ADD", True),
+        (f, d, "NORM", "SWIGLU", False),
+        (d, f, "PLAIN", "ADD", False),
+        (128256, d, "NORM", "STORE", True),
+    ):
+        problem = codes_problem(scheme, 1, outputs, k, DType.bfloat16, prologue, epilogue)
+        found = plan(made, problem._replace(head_dim=128))
+        assert found is not None
+        if found.method == "codes":  # x has no room in registers, or the ring in shared memory
+            assert k > 14336 or facts is SMALL
+            continue
+        assert found.shared + 1024 <= whole
+        assert found.grid * found.share + found.extra == outputs
+        assert found.extra < found.grid <= outputs
+        assert found.stages >= 2
+        # Two blocks of one kernel never share a multiprocessor with one of another: three do not fit.
+        assert 3 * (found.shared + 1024) > whole
+        if is_alone:
+            assert 2 * (found.shared + 1024) > whole
+
+
+@pytest.mark.parametrize("scheme", [q4(64), q8(64)], ids=repr)
+@pytest.mark.parametrize(("d", "f", "stages"), [(2048, 8192, (3, 2, 3)), (4096, 14336, (2, 2, 3))])
+def test_plans_are_those_that_were_measured(
+    d: int, f: int, stages: tuple[int, int, int], scheme: Scheme, cuda: Device
+) -> None:
+    """Of the gated product and the one behind it in 8 bits, and of both in 4 bits."""
+    h200 = replace(chip(cuda), **H200)
+    for i, (outputs, k, prologue, epilogue) in enumerate(((f, d, "NORM", "SWIGLU"), (d, f, "PLAIN", "ADD"))):
+        found = plan(h200, codes_problem(scheme, 1, outputs, k, DType.bfloat16, prologue, epilogue))
+        assert found is not None
+        assert (found.method, found.chunks, found.units) == ("digits", 8, scheme.bits)
+        assert found.stages == (stages[i] if scheme.bits == 8 else stages[2])
+        assert 2 * (found.shared + 1024) <= h200.shared_bytes_per_multiprocessor

@@ -143,14 +143,6 @@ template <int N> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_gro
 
 // Let the 128 bytes that hold an address come to the second-level cache.
 DEVICE void fetch_to_cache(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
-// The same of a range, asked for by one thread; address and length are multiples of 16 bytes.
-DEVICE void fetch_range_to_cache(const char* global, int bytes) {
-#if __CUDA_ARCH__ >= 900
-    if (bytes > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-#else
-    for (int i = 0; i < bytes; i += 128) fetch_to_cache(global + i);
-#endif
-}
 
 #endif  // KUIPER_EMULATED
 

@@ -140,8 +140,7 @@ def run(
         launch(
             found.kernel, found.grid, THREADS,
             x, stats, norm_weight, eps, weight.data, weight.scales, weight.bias,
-            out, problem.outputs, found.share, found.extra, found.launch_after, found.ahead,
-            shared=found.shared,
+            out, problem.outputs, found.share, found.extra, found.launch_after, shared=found.shared,
         )  # fmt: skip
         return
     rows = () if found.method == "vector" else (problem.rows,)

@@ -14,9 +14,6 @@
 // Warps share rows and fetch them through rings of their own as in gemv_codes.cu. A stage has, for each of 16 rows, UNITS spans
 // of 32 bytes and 16 bytes for the scales: with these, eight rows of a span are in different banks.
 //
-// More of the matrix than the ring holds may be fetched ahead to the second-level cache, which otherwise waits with the memory
-// while small kernels run that read little.
-//
 // Parameters beside those of gemv.cuh: BITS, GROUP of the scheme; UNITS of a stage of the ring, STAGES of the ring; MIN_BLOCKS
 // that must fit a multiprocessor's registers.
 #include "mma.cuh"
@@ -76,18 +73,6 @@ struct Fetcher {
         }
     }
 };
-
-// What a block reads for `ahead` outputs from number `start` of its own on, to the second-level cache.
-DEVICE void fetch_ahead(const char* codes, const char* scales, int outputs, Share mine, int start, int ahead) {
-    const int rows = min(ahead, mine.count - start);
-    if (rows <= 0) return;
-#pragma unroll
-    for (int half = 0; half < (GATED ? 2 : 1); half++) {
-        const long long row = mine.first + start + half * (long long)outputs, record = row * SCALES_ROW & ~15ll;
-        fetch_range_to_cache(codes + row * ROW_BYTES, rows * (int)ROW_BYTES);
-        fetch_range_to_cache(scales + record, rows * (int)SCALES_ROW & ~15);
-    }
-}
 
 // --- x ------------------------------------------------------------------------------------------------------------------
 
@@ -249,11 +234,10 @@ struct Multiplier {
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
     const T* x, const float2* stats, const float* norm_weight, float eps,
     const char* codes, const char* scales, const float* bias,
-    OUT* out, int outputs, int share, int extra, int launch_after, int ahead) {
+    OUT* out, int outputs, int share, int extra, int launch_after) {
     __shared__ float squares[WARPS];
     const Share mine = share_of_block(share, extra);
     const int lane = in_register(threadIdx.x % 32), warp = in_register(threadIdx.x / 32), group = warp / CHUNKS, chunk = warp % CHUNKS;
-    if (launch_after < 0) launch_next();
     const int ring = warp * (STAGES * STAGE_BYTES);
     const SharedAddress address = shared_address(shared_memory);
     char* of_warps = shared_memory + WARPS * STAGES * STAGE_BYTES;
@@ -273,7 +257,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
     int left = launch_after > own_tiles * steps ? 0 : launch_after;  // stages, until the next kernel may start
     if (left == 0) launch_next();
 
-    if (threadIdx.x == 0) fetch_ahead(codes, scales, outputs, mine, STAGES / steps * GROUPS * TILE, ahead);
     Outputs results(out, 0, outputs, 1, mine, bias);
     const int first = begin * (STEP_K / 8), vectors = steps * (STEP_K / 8);
     LaneRow row;

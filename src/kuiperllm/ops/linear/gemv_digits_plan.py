@@ -25,8 +25,6 @@ from kuiperllm.ops.linear.gemv_problem import (
 from kuiperllm.quant import Scheme
 
 UNITS = (2, 4, 8)
-AHEAD_BYTES = 0
-"""Of a block's rows behind those in its ring, fetched ahead to the second-level cache."""
 _SOURCE = Path(__file__).with_name("gemv_digits.cu")
 _TILE_ROWS = 16
 _SPAN_BYTES = 32  # of a row, that a unit of a stage has
@@ -87,7 +85,6 @@ def make_plan(
     stages: int | None = None,
     *,
     beside: bool = False,
-    ahead_bytes: int | None = None,
 ) -> Plan | None:
     """A plan with a given number of warps for a row, or None if the kernel or the chip has no room for it.
 
@@ -100,7 +97,6 @@ def make_plan(
         beside: take less than half of a multiprocessor's shared memory if possible, so that the next kernel
             can fill its ring while this one works, but more than a third: no two blocks of one kernel are to
             share one.
-        ahead_bytes: that each block lets come to the second-level cache; default: `AHEAD_BYTES`.
     """
     if not _fits(problem, units):
         return None
@@ -124,10 +120,7 @@ def make_plan(
     shared = max(shared, third if beside and shared <= half else alone(chip))
     two_blocks = shape.passes <= _TWO_BLOCKS_PASSES[problem.prologue]
     kernel = _kernel(problem._replace(outputs=0), chunks, units, stages, two_blocks)
-    assert problem.scheme is not None
-    of_output = problem.k * problem.scheme.bits // 8 * problem.halves
-    ahead = (AHEAD_BYTES if ahead_bytes is None else ahead_bytes) // of_output
-    return Plan(kernel, "digits", chunks, stages, grid, shared, share, extra, units=units, ahead=ahead)
+    return Plan(kernel, "digits", chunks, stages, grid, shared, share, extra, units=units)
 
 
 def stages_of_a_warp(problem: Problem, found: Plan) -> tuple[int, int]:

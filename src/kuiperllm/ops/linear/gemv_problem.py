@@ -104,9 +104,6 @@ class Plan:
     units: int = 0
     """Of 64 bytes of codes, in a stage (method `codes`); of 32 bytes (method `digits`)."""
 
-    ahead: int = 0
-    """Outputs of a block, behind those in its ring, that are fetched to a cache (method `digits`)."""
-
     @property
     def most(self) -> int:
         """Outputs of the block that has most."""
