@@ -26,7 +26,7 @@ from site_pages import ROOT
 RESULTS = ROOT / "benchmarks" / "results"
 
 KINDS = {
-    "latency": ("h200-latency-final", "h200-latency"),
+    "latency": ("h200-latency",),
     "attention": ("h200-attention",),
     "gemm": ("h200-gemm",),
     "long-context": ("h200-long-context",),
