@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, log, log2
+from math import ceil, exp, log, log2
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -30,8 +31,13 @@ NAMES = {
     "qwen2.5-0.5b": "Qwen2.5-0.5B",
     "qwen3-0.6b": "Qwen3-0.6B",
 }
-VLLM_MS = {"qwen2.5-0.5b": 1.355, "qwen3-0.6b": 1.66, "llama-3.2-1b": 1.338, "llama-3.1-8b": 4.897}
-"""What README.md states of vLLM 0.26 on such a GPU, ms per token; there is no result file of it."""
+VLLM = "vLLM 0.26"
+VLLM_MS: dict[str, float] = {
+    row["model"]: row["token_ms"] for row in site_results.find("peers", "results")[1] if row["engine"] == VLLM
+}
+"""Milliseconds per token of vLLM on such a GPU."""
+FORMATS = {"bf16": ("", "F16"), "q8": (", q8 g64", "Q8_0"), "q4": (", q4 g64", "Q4_0")}
+"""Of quantized decoding: what follows the name of a model in the results, and the format of llama.cpp."""
 WIDTH = 720
 
 
@@ -68,7 +74,31 @@ def decode_latency() -> Canvas:
             canvas.text(axis.at(value) + 8, top + 14, f"{value:.3f}", size=12.5, anchor="start")
         canvas.line(axis.at(floor), y - 3, axis.at(floor), y + 23, colour=ORANGE, width=3)
     floor_of = "floor: bytes of the weights / read bandwidth"
-    _legend(canvas, bottom + 50, [(BLUE, "KuiperLLM"), (GREY, "vLLM 0.26"), (ORANGE, floor_of)])
+    _legend(canvas, bottom + 50, [(BLUE, "KuiperLLM"), (GREY, VLLM), (ORANGE, floor_of)])
+    return canvas
+
+
+def quantized_decode() -> Canvas:
+    """Bars of ms per token with weights of 16, 8 and 4 bits beside llama.cpp's, with the floor of each."""
+    rows = [(model, bits) for model in ("llama-3.2-1b", "llama-3.1-8b") for bits in FORMATS]
+    canvas = Canvas(WIDTH, 56 * len(rows) + 74, "Milliseconds per token with quantized weights")
+    axis, bottom = Axis(170, 660, 0, 5), 56 * len(rows) + 16
+    _grid(canvas, axis, range(6), 14, bottom, "ms per token, greedy")
+    for row, (model, bits) in enumerate(rows):
+        suffix, theirs = FORMATS[bits]
+        facts = site_results.find("latency", f"results[model={model}{suffix}]")[1]
+        peer = _peer("llama.cpp", model)["token_ms_by_format"][theirs]
+        y, floor = 22 + 56 * row, facts["floor_ms"]
+        canvas.text(160, y + 25, f"{NAMES[model]}, {bits}", size=14, anchor="end")
+        for place, (value, colour, name) in enumerate(
+            ((facts["token_ms"]["greedy"]["median"], BLUE, ""), (peer, GREY, f" {theirs}"))
+        ):
+            top = y + 21 * place
+            canvas.rect(170, top, axis.at(value) - 170, 18, colour, opacity=0.75, line=0)
+            canvas.text(axis.at(value) + 8, top + 13, f"{value:.3f}{name}", size=12, anchor="start")
+        canvas.line(axis.at(floor), y - 3, axis.at(floor), y + 20, colour=ORANGE, width=3)
+    floor_of = "floor: bytes of the weights / read bandwidth"
+    _legend(canvas, bottom + 50, [(BLUE, "KuiperLLM"), (GREY, "llama.cpp"), (ORANGE, floor_of)])
     return canvas
 
 
@@ -90,6 +120,50 @@ def long_context() -> Canvas:
             _curve(canvas, [(x.at(row["context"]), y.at(row[key])) for row in own], colour, dash)
     _legend(
         canvas, 322, [(BLUE, NAMES[models[0]]), (VIOLET, NAMES[models[1]]), (GREY, "dashed: the bytes alone")]
+    )
+    return canvas
+
+
+# --- many sequences ---------------------------------------------------------------------------------------
+
+
+def throughput() -> Canvas:
+    """Bars of output tokens per second of 256 requests, beside vLLM's."""
+    models = ("qwen3-0.6b", "llama-3.2-1b", "llama-3.1-8b")
+    canvas = Canvas(WIDTH, 62 * len(models) + 74, "Output tokens per second of many requests, and vLLM's")
+    axis, bottom = Axis(140, 640, 0, 50_000), 62 * len(models) + 16
+    _grid(canvas, axis, range(0, 50_001, 10_000), 14, bottom, "output tokens per second")
+    for row, model in enumerate(models):
+        y = 22 + 62 * row
+        runs = site_results.find("throughput", f"results[model={model}].runs")[1]
+        ours = max(run["output_tokens_per_s"] for run in runs)
+        canvas.text(130, y + 26, NAMES[model], size=14, anchor="end")
+        bars = (ours, BLUE), (_peer(VLLM, model)["output_tokens_per_s"], GREY)
+        for place, (value, colour) in enumerate(bars):
+            top = y + 23 * place
+            canvas.rect(140, top, axis.at(value) - 140, 20, colour, opacity=0.75, line=0)
+            canvas.text(axis.at(value) + 8, top + 14, f"{value:,.0f}", size=12.5, anchor="start")
+    _legend(canvas, bottom + 50, [(BLUE, "KuiperLLM"), (GREY, VLLM)])
+    return canvas
+
+
+def batch_decode() -> Canvas:
+    """Tokens per second by the number of sequences that decode together, and vLLM's."""
+    canvas = Canvas(WIDTH, 330, "Tokens per second by the number of sequences that decode together")
+    x, y = Axis(90, 670, 1, 256, log2), Axis(260, 20, 250, 100_000, log2)
+    sizes = (1, 8, 32, 64, 128, 256)
+    ticks = (250, 1000, 4000, 16_000, 64_000)
+    _frame(canvas, x, y, sizes, ticks, "sequences", "tokens per second")
+    for model, colour in (("llama-3.2-1b", BLUE), ("llama-3.1-8b", VIOLET)):
+        batches = site_results.find("batch-decode", f"results[model={model}].batches")[1]
+        points = [(x.at(size), y.at(batches[str(size)]["whole_tokens_per_s"])) for size in sizes]
+        _curve(canvas, points, colour)
+        peer = y.at(_peer(VLLM, model)["batch_32_tokens_per_s"])
+        canvas.circle(round(x.at(32), 1), round(peer, 1), 5, GREY)
+    _legend(
+        canvas,
+        322,
+        [(BLUE, NAMES["llama-3.2-1b"]), (VIOLET, NAMES["llama-3.1-8b"]), (GREY, f"{VLLM}, 32 sequences")],
     )
     return canvas
 
@@ -117,6 +191,28 @@ def gemm() -> Canvas:
     return canvas
 
 
+def gemm_codes() -> Canvas:
+    """Speed of matrix products with quantized weights over that with bfloat16 weights."""
+    rows = site_results.find("gemm-codes", "results")[1]
+    groups = [(m, form) for m in sorted({row["m"] for row in rows}) for form in ("q4", "q8", "Q4_K")]
+    canvas = Canvas(WIDTH, 40 * len(groups) + 84, "Products with quantized weights over those with bfloat16")
+    axis, bottom = Axis(170, 680, 0.5, 1.3), 40 * len(groups) + 20
+    ticks = [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
+    _grid(canvas, axis, ticks, 14, bottom, "times bfloat16")
+    canvas.line(axis.at(1), 14, axis.at(1), bottom, width=1.6)
+    for row, (m, form) in enumerate(groups):
+        y = 36 + 40 * row
+        own = [each for each in rows if (each["m"], each["format"]) == (m, form)]
+        ratios = [each["bf16_us"] / each["us"][each["tiling"]] for each in own]
+        canvas.text(160, y + 5, f"{m:,} rows, {form}", size=14, anchor="end")
+        for ratio in ratios:
+            canvas.circle(round(axis.at(ratio), 1), y, 3.5, BLUE)
+        mean = axis.at(exp(fmean(map(log, ratios))))
+        canvas.line(round(mean, 1), y - 13, round(mean, 1), y + 13, colour=ORANGE, width=3)
+    _legend(canvas, bottom + 50, [(BLUE, "a shape of a Llama model"), (ORANGE, "geometric mean")])
+    return canvas
+
+
 def attention() -> Canvas:
     """TFLOPS of attention over a prompt."""
     rows = [row for row in site_results.find("attention", "results")[1] if row["kind"] == "prefill"]
@@ -139,8 +235,9 @@ def beside_llama_cpp() -> Canvas:
         for cell in site_results.find(kind, "cells")[1]
     ]
     canvas = Canvas(WIDTH, 56 * len(cells) + 74, "Speed over that of llama.cpp on two cores")
-    axis, bottom = Axis(170, 680, 0, 5), 56 * len(cells) + 20
-    _grid(canvas, axis, range(6), 14, bottom, "times llama.cpp")
+    most = ceil(max(ratios[what]["max"] for _, ratios in cells for what in ratios) + 0.1)
+    axis, bottom = Axis(170, 680, 0, most), 56 * len(cells) + 20
+    _grid(canvas, axis, range(most + 1), 14, bottom, "times llama.cpp")
     canvas.line(axis.at(1), 14, axis.at(1), bottom, width=1.6)
     for row, (name, ratios) in enumerate(cells):
         canvas.text(160, 50 + 56 * row, name, size=14, anchor="end")
@@ -154,6 +251,12 @@ def beside_llama_cpp() -> Canvas:
 
 
 # --- pieces of plots --------------------------------------------------------------------------------------
+
+
+def _peer(engine: str, model: str) -> dict[str, Any]:
+    """What was measured of another engine."""
+    facts: dict[str, Any] = site_results.find("peers", f"results[engine={engine},model={model}]")[1]
+    return facts
 
 
 def _grid(canvas: Canvas, x: Axis, ticks: Sequence[float], top: float, bottom: float, label: str) -> None:
@@ -194,8 +297,12 @@ def _legend(canvas: Canvas, y: float, entries: Sequence[tuple[str, str]]) -> Non
 
 PLOTS: dict[str, Callable[[], Canvas]] = {
     "decode-latency.svg": decode_latency,
+    "quantized-decode.svg": quantized_decode,
     "long-context.svg": long_context,
+    "throughput.svg": throughput,
+    "batch-decode.svg": batch_decode,
     "gemm.svg": gemm,
+    "gemm-codes.svg": gemm_codes,
     "attention.svg": attention,
     "beside-llama-cpp.svg": beside_llama_cpp,
 }
