@@ -37,10 +37,11 @@ def format_of(rows: Rows) -> WeightFormat:
 def can_be_kept(scheme: Scheme, columns: int) -> bool:
     """Whether kernels multiply by rows of so many weights in a scheme.
 
-    Groups are made of sixteens; codes of fewer than 8 bits are packed for 32 columns at a time.
+    Groups have 16 columns or whole multiples of 32; codes of fewer than 8 bits are packed for 32 columns at a
+    time.
     """
     unit = scheme.columns_unit if scheme.bits == 8 else max(scheme.columns_unit, _COLUMNS_UNIT)
-    return scheme.group_size % 16 == 0 and columns % unit == 0
+    return (scheme.group_size == 16 or scheme.group_size % 32 == 0) and columns % unit == 0
 
 
 class PackedSizes(NamedTuple):
