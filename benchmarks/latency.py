@@ -43,9 +43,10 @@ def measure(model: Path, quant: str, group_size: int, device: str, repeats: int)
             folder = Path(name) / model.stem
             write_model(model, folder)
         started = time.perf_counter()
+        length = PROMPTS[-1] + DECODED + 64
         llm = LLM(
             folder, device=device, quant=quant, group_size=group_size,
-            max_model_len=PROMPTS[-1] + DECODED + 64,
+            max_model_len=length, prefix_caching=False,
         )  # fmt: skip
         load_s = time.perf_counter() - started
     rng = np.random.default_rng(0)

@@ -208,6 +208,8 @@ def test_commands_have_the_options_that_documents_use(path: Path) -> None:
             if Path(words[0]).name != "kuiper" or len(words) < 2 or words[1].startswith("-"):
                 continue
             known = group.commands[words[1]]
+            if len(words) > 2 and words[2] in getattr(known, "commands", {}):
+                known = known.commands[words[2]]
             options = {name for parameter in known.params for name in parameter.opts} | {"--help"}
             used = {word for word in words[2:] if word.startswith("-") and word != "-"}
             assert used <= options, command
@@ -277,9 +279,9 @@ def test_wheel_check_finds_what_is_missing(tmp_path: Path) -> None:
 
     check = load_tool("check_wheel")
     package = ROOT / "src" / "kuiperllm"
-    kinds = (".py", ".cu", ".cuh", ".json", ".gguf")
+    kinds = (".py", ".cu", ".cuh", ".json", ".gguf", ".html", ".css", ".js", ".svg")
     files = [path for path in package.rglob("*") if path.suffix in kinds or path.name == "py.typed"]
-    for left_out in ("", "py.typed", "demo.gguf", "team_kernel.py", "decode.cu", "gemm_table.json"):
+    for left_out in ("", "py.typed", "demo.gguf", "team_kernel.py", "decode.cu", "gemm_table.json", "app.js"):
         wheel = tmp_path / f"kuiperllm-0-{left_out or 'whole'}-py3-none-any.whl"
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
             for path in files:

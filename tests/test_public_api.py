@@ -30,6 +30,11 @@ def test_all_is_sorted_and_complete() -> None:
         "Perplexity",
         "Comparison",
         "compare",
+        "AsyncLLM",
+        "Delta",
+        "Deltas",
+        "EngineStats",
+        "Guide",
         "ExportReport",
         "export",
     }

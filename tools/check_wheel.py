@@ -9,7 +9,7 @@ from pathlib import Path
 MAX_BYTES = 6_000_000
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "kuiperllm"
 MUST_HAVE = ("kuiperllm/py.typed", "kuiperllm/data/demo.gguf")
-SOURCES = (".py", ".cu", ".cuh", ".json")
+SOURCES = (".py", ".cu", ".cuh", ".json", ".html", ".css", ".js", ".svg")
 
 
 def problems(wheel: Path) -> list[str]:

@@ -32,8 +32,16 @@ used); for downloads `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE`.
 def document() -> str:
     """The whole page."""
     group: Any = typer.main.get_command(app)
-    sections = ["".join(_section(name, command)).strip() for name, command in group.commands.items()]
+    commands = list(_flat(group.commands))
+    sections = ["".join(_section(name, command)).strip() for name, command in commands]
     return "\n\n".join([HEADER.strip(), *sections]) + "\n"
+
+
+def _flat(commands: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All commands with their whole names, those inside others too."""
+    for name, command in commands.items():
+        yield prefix + name, command
+        yield from _flat(getattr(command, "commands", {}), f"{prefix}{name} ")
 
 
 def _section(name: str, command: Any) -> Iterator[str]:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
     from kuiperllm.core import Device, DType, Tensor
+    from kuiperllm.engine.async_llm import AsyncLLM, Deltas
     from kuiperllm.engine.comparison import Comparison, compare
     from kuiperllm.engine.export import ExportReport, export
     from kuiperllm.engine.llm import LLM
-    from kuiperllm.engine.output import Chunk, Completion
+    from kuiperllm.engine.output import Chunk, Completion, Delta
     from kuiperllm.engine.perplexity import Perplexity
+    from kuiperllm.engine.request import Guide
     from kuiperllm.engine.sequence import TokenLogprobs
+    from kuiperllm.engine.stats import EngineStats
     from kuiperllm.errors import (
         ChatTemplateError,
         CheckpointError,
@@ -29,11 +32,13 @@ if TYPE_CHECKING:
         DLPackError,
         DownloadError,
         DTypeError,
+        EngineStoppedError,
         ExportError,
         KernelError,
         KuiperError,
         MemoryLifetimeError,
         OutOfMemoryError,
+        QueueFullError,
         SamplingError,
         ShapeError,
         TokenizerError,
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "AsyncLLM",
     "ChatTemplateError",
     "CheckpointError",
     "Chunk",
@@ -55,18 +61,24 @@ __all__ = [
     "DLPackError",
     "DType",
     "DTypeError",
+    "Delta",
+    "Deltas",
     "Device",
     "DeviceError",
     "DownloadError",
     "EngineConfig",
+    "EngineStats",
+    "EngineStoppedError",
     "ExportError",
     "ExportReport",
+    "Guide",
     "KernelError",
     "KuiperError",
     "MemoryLifetimeError",
     "ModelConfig",
     "OutOfMemoryError",
     "Perplexity",
+    "QueueFullError",
     "SamplingError",
     "SamplingParams",
     "ShapeError",
@@ -89,12 +101,17 @@ _MODULE_OF = {
     "Tensor": "kuiperllm.core",
     "Comparison": "kuiperllm.engine.comparison",
     "compare": "kuiperllm.engine.comparison",
+    "AsyncLLM": "kuiperllm.engine.async_llm",
+    "Deltas": "kuiperllm.engine.async_llm",
     "ExportReport": "kuiperllm.engine.export",
     "LLM": "kuiperllm.engine.llm",
     "Chunk": "kuiperllm.engine.output",
     "Completion": "kuiperllm.engine.output",
+    "Delta": "kuiperllm.engine.output",
     "Perplexity": "kuiperllm.engine.perplexity",
+    "Guide": "kuiperllm.engine.request",
     "TokenLogprobs": "kuiperllm.engine.sequence",
+    "EngineStats": "kuiperllm.engine.stats",
     "export": "kuiperllm.engine.export",
 }
 """Where a name is defined; the exceptions are all in `kuiperllm.errors`."""

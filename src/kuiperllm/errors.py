@@ -31,6 +31,14 @@ class ConfigError(KuiperError, ValueError):
     """A model configuration is missing a field or contradicts itself."""
 
 
+class QueueFullError(KuiperError):
+    """As many requests wait as may; try again later."""
+
+
+class EngineStoppedError(KuiperError):
+    """The engine was shut down, or failed, and takes no more requests; the message says which."""
+
+
 class CheckpointError(KuiperError):
     """A checkpoint file is missing, truncated, corrupt, or contradicts its configuration."""
 

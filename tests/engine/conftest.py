@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from engine_checks import check_idle
 from kuiperllm import LLM
 from tiny_models import BASE, EOS, chain_weights, random_weights, write_checkpoint
 
@@ -46,10 +47,7 @@ def assert_idle() -> Callable[[LLM], None]:
     """Checks that a model holds no blocks and no sequences."""
 
     def check(llm: LLM) -> None:
-        assert llm._pool.num_free == llm._pool.max_blocks
-        assert sorted(llm._pool._free) == list(range(llm._pool.num_blocks))
-        assert not llm._scheduler.running
-        assert not llm._scheduler.waiting
+        check_idle(llm._engine)
         assert not llm._lock.locked()
 
     return check

@@ -16,18 +16,14 @@ from kuiperllm import (
     LLM,
     ContextLengthError,
     Device,
-    DType,
     ModelConfig,
-    OutOfMemoryError,
     SamplingError,
     SamplingParams,
     TokenizerError,
     UsageError,
 )
-from kuiperllm.core.memory import MemoryInfo
-from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.core import Engine
 from kuiperllm.engine.runner import Runner
-from kuiperllm.ops.attention import LayerCache
 from reference_llama import reference_logits
 from tiny_models import BASE, BOS, Weights, random_weights, write_checkpoint, write_tokenizer
 
@@ -102,7 +98,7 @@ def test_closing_a_stream_early_frees_everything(llm: LLM, assert_idle: Idle) ->
     stream = llm.stream("x" * 60, GREEDY)
     for _ in range(5):
         next(stream)
-    assert llm._pool.num_free < llm._pool.max_blocks
+    assert llm._engine.pool.num_free < llm._engine.pool.max_blocks
     stream.close()
     assert_idle(llm)
     for _ in llm.stream("y", GREEDY):
@@ -118,10 +114,10 @@ def test_a_cache_that_grows_gives_what_a_large_one_gives(random_model: Path) -> 
     prompts = ["grow", "up", "along", "with", "me"]
     grown = small.generate(prompts, params)
     assert {len(done.prompt_token_ids) + len(done.token_ids) for done in grown} == {256}
-    assert small._pool.num_blocks == 128  # doubled three times, for 5 x 16
+    assert small._engine.pool.num_blocks == 128  # doubled three times, for 5 x 16
     large = LLM(random_model, block_size=16)
-    large._pool.free(large._pool.allocate(large._pool.max_blocks))
-    assert large._pool.num_blocks == large._pool.max_blocks
+    large._engine.pool.release(large._engine.pool.allocate(large._engine.pool.max_blocks))
+    assert large._engine.pool.num_blocks == large._engine.pool.max_blocks
     assert [d.token_ids for d in large.generate(prompts, params)] == [d.token_ids for d in grown]
 
 
@@ -210,7 +206,7 @@ def test_default_params_are_the_checkpoints(random_model: Path, tmp_path: Path) 
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 7, "eos_token_id": [65]}')
     llm = LLM(tmp_path)
     assert llm.default_params == SamplingParams(temperature=0.5, top_k=7)
-    assert llm._stop_ids >= {65, 257}
+    assert llm.loaded.stop_ids >= {65, 257}
     assert LLM(random_model).default_params == SamplingParams()
 
 
@@ -333,117 +329,6 @@ def test_two_models_in_two_threads(random_model: Path, tmp_path: Path) -> None:
     assert found == expected
 
 
-# --- memory -----------------------------------------------------------------------------------------------
-
-
-def with_free_memory(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
-    monkeypatch.setattr(type(Device("cpu")), "memory_info", lambda self: MemoryInfo(free, 2 * free))
-
-
-KV_BYTES_PER_TOKEN = 2 * 2 * 2 * 16 * 4  # keys and values, layers, heads, head size, float32
-
-
-@pytest.fixture(scope="module")
-def weight_bytes(weights: Weights) -> int:
-    return sum(values.nbytes for values in weights.values())
-
-
-def test_weights_that_do_not_fit(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, weight_bytes: int
-) -> None:
-    with_free_memory(monkeypatch, weight_bytes)
-    before = Device("cpu").allocator.stats().allocated_bytes
-    needs, has = (weight_bytes + 64 * KV_BYTES_PER_TOKEN) / 1024, weight_bytes / 1024
-    with pytest.raises(OutOfMemoryError, match=rf"needs {needs:.0f} KiB, has {has:.0f} KiB free"):
-        LLM(random_model)
-    assert Device("cpu").allocator.stats().allocated_bytes <= before
-
-
-def test_a_context_that_does_not_fit(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, weight_bytes: int
-) -> None:
-    with_free_memory(monkeypatch, weight_bytes + 100 * KV_BYTES_PER_TOKEN)
-    with pytest.raises(OutOfMemoryError, match="smaller max_model_len"):
-        LLM(random_model, max_model_len=101)
-    assert LLM(random_model, max_model_len=100).max_model_len == 100
-
-
-def test_the_context_is_cut_to_what_fits(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, weight_bytes: int
-) -> None:
-    with_free_memory(monkeypatch, weight_bytes + 100 * KV_BYTES_PER_TOKEN)
-    llm = LLM(random_model)
-    assert llm.max_model_len == 90  # nine tenths
-    # and there are no more blocks than memory has room for, so other sequences wait
-    assert llm._pool.max_blocks == 3
-    done = llm.generate(["a" * 30, "b" * 30, "c"], SamplingParams(temperature=0.0, ignore_eos=True))
-    assert [len(d.prompt_token_ids) + len(d.token_ids) for d in done] == [90, 90, 90]
-    with_free_memory(monkeypatch, weight_bytes + 64 * KV_BYTES_PER_TOKEN)
-    assert LLM(random_model).max_model_len == 64
-
-
-def test_max_model_len_may_exceed_what_the_file_states(
-    random_model: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    llm = LLM(random_model, max_model_len=300)
-    assert "states only 256 positions" in caplog.text
-    done = llm.generate("a", SamplingParams(temperature=0.0, ignore_eos=True))[0]
-    assert len(done.prompt_token_ids) + len(done.token_ids) == 300
-
-
-def test_running_out_of_memory_while_the_cache_grows(
-    random_model: Path, monkeypatch: pytest.MonkeyPatch, assert_idle: Idle
-) -> None:
-    llm = LLM(random_model, block_size=16)
-    params = SamplingParams(temperature=0.0, ignore_eos=True, max_tokens=20)
-    expected = [done.token_ids for done in llm.generate(PROMPTS[:2], params)]
-    second, grown = llm._runner.cache.layers[1], LayerCache.grown
-    monkeypatch.setattr(LayerCache, "grown", lambda s, n: _out_of_memory() if s is second else grown(s, n))
-    with pytest.raises(OutOfMemoryError, match="needs 2 KiB"):
-        llm.generate(["x" * 250, "y" * 250], params)
-    assert_idle(llm)
-    assert llm._pool.num_blocks == 16
-    assert [done.token_ids for done in llm.generate(PROMPTS[:2], params)] == expected
-    monkeypatch.undo()
-    assert len(llm.generate(["x" * 230, "y" * 230], params)[1].token_ids) == 20
-
-
-def test_a_cache_that_could_not_grow_can_grow_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = KVCache(ModelConfig.from_hf(BASE), 16, DType.float32, Device("cpu"))
-    cache.reserve(2)
-    for number, layer in enumerate(cache.layers):
-        layer.keys.numpy()[:] = number + 1
-    second, grown = cache.layers[1], LayerCache.grown
-    monkeypatch.setattr(LayerCache, "grown", lambda s, n: _out_of_memory() if s is second else grown(s, n))
-    with pytest.raises(OutOfMemoryError):
-        cache.reserve(9)
-    monkeypatch.undo()
-    assert cache.num_blocks == 2
-    cache.reserve(4)
-    assert cache.num_blocks == 4
-    assert [layer.num_blocks >= 4 for layer in cache.layers] == [True, True]
-    assert [set(layer.keys.numpy()[:2].flatten()) for layer in cache.layers] == [{1.0}, {2.0}]
-
-
-def _out_of_memory() -> LayerCache:
-    raise OutOfMemoryError("cpu memory: needs 2 KiB, has 1 KiB free")
-
-
-def test_outgrown_caches_do_not_stay_in_memory() -> None:
-    allocator = Device("cpu").allocator
-    allocator.empty_cache()
-    before = allocator.stats().reserved_bytes
-    cache = KVCache(ModelConfig.from_hf(BASE | {"num_hidden_layers": 4}), 32, DType.float32, Device("cpu"))
-    allocator.reset_peak()
-    for num_blocks in (300, 600, 1200):
-        cache.reserve(num_blocks)
-    stats = allocator.stats()
-    assert cache.nbytes == 1200 * 32 * 2 * KV_BYTES_PER_TOKEN
-    assert stats.reserved_bytes - before < 1.01 * cache.nbytes
-    # while it grew, one layer was there twice at most: half of the last one, and a copy in the making
-    assert stats.peak_reserved_bytes - before < 1.2 * cache.nbytes
-
-
 # --- what it leaves behind --------------------------------------------------------------------------------
 
 
@@ -454,7 +339,7 @@ def test_a_deleted_model_gives_all_memory_back(random_model: Path) -> None:
     llm = LLM(random_model)
     llm.generate(PROMPTS, GREEDY)
     assert Device("cpu").allocator.stats().allocated_bytes > before
-    gone = weakref.ref(llm._runner)
+    gone = weakref.ref(llm._engine.runner)
     gc.disable()  # reference counts alone must do
     try:
         del llm
@@ -472,15 +357,15 @@ def test_an_interrupt_leaves_the_model_usable(
 ) -> None:
     llm = LLM(random_model, max_num_batched_tokens=16)
     expected = [done.token_ids for done in llm.generate(PROMPTS, GREEDY)]
-    run, calls = Runner.run, iter(range(1000))
+    launch, calls = Runner.launch, iter(range(1000))
 
-    def interrupted(self: Runner, *arguments: Any) -> Any:
-        result = run(self, *arguments)
+    def interrupted(self: Runner, *arguments: Any, **options: Any) -> Any:
+        result = launch(self, *arguments, **options)
         if next(calls) == step:
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(Runner, "run", interrupted)
+    monkeypatch.setattr(Runner, "launch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         llm.generate(PROMPTS, GREEDY)
     assert_idle(llm)
@@ -495,13 +380,14 @@ def test_an_interrupt_while_it_tidies_up_leaves_the_model_usable(
     stream = llm.stream("x" * 60, GREEDY)
     next(stream)
 
-    def interrupted(self: LLM) -> None:
+    def interrupted(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(LLM, "_forget", interrupted)
+        patch.setattr(Engine, "abort", interrupted)
+        patch.setattr(Engine, "reset", interrupted)
         with pytest.raises(KeyboardInterrupt):
             stream.close()
-    assert llm._pool.num_free < llm._pool.max_blocks
+    assert llm._engine.pool.num_free < llm._engine.pool.max_blocks
     assert llm.generate("a", GREEDY)[0].token_ids == expected
     assert_idle(llm)

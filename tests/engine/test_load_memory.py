@@ -52,7 +52,7 @@ llm.generate([[97] * 600], params)
 print(json.dumps({
     "weights": llm.loaded.decoder.weight_bytes,
     "planned": llm.loaded.plan.weight_bytes,
-    "cache": llm._runner.cache.nbytes,
+    "cache": llm._engine.runner.cache.nbytes,
     "loading": loaded - before,
     "running": resident("VmHWM") - before,
 }))

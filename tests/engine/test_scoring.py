@@ -45,7 +45,7 @@ def test_log_probabilities_of_all_tokens(
     llm: LLM, weights: Weights, monkeypatch: pytest.MonkeyPatch, assert_idle: Idle, first: int
 ) -> None:
     """Prompts are taken in 24 tokens at a time here, and logits kept for 7 places at a time."""
-    monkeypatch.setattr(scoring, "_LOGITS_BYTES", 7 * 261 * 4 + 3)
+    monkeypatch.setattr(scoring, "LOGITS_BYTES", 7 * 261 * 4 + 3)
     ids = llm.token_ids(TEXT[:69])
     with llm.scorer() as scorer:
         found = scorer.logprobs(ids, first)
@@ -71,7 +71,7 @@ def test_on_each_device(random_model: Path, weights: Weights, any_device: Device
 def test_the_log_probabilities_are_those_of_generation(random_model: Path) -> None:
     """`generate` leaves out the row that the tokenizer has no token for; here it has one for each."""
     llm = LLM(random_model)
-    llm._loop.sampler.vocab_size = 261
+    llm._engine.runner.vocab_size = llm._engine.runner.passes._vocab_size = 261
     done = llm.generate("ab", SamplingParams(max_tokens=12, seed=3, logprobs=0, ignore_eos=True))[0]
     assert done.logprobs is not None
     with llm.scorer() as scorer:

@@ -9,17 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from kuiperllm.checkpoint import open_checkpoint
-from kuiperllm.config import EngineConfig, ModelConfig, SamplingParams
+from kuiperllm.config import ModelConfig
 from kuiperllm.core import Device, DType
-from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import kv_dtype, load_decoder
-from kuiperllm.engine.runner import Runner
-from kuiperllm.engine.scheduler import Step
-from kuiperllm.engine.sequence import Sequence
 from kuiperllm.ops.rope.frequencies import inverse_frequencies
 from kuiperllm.quant.q8 import quantize_q8
 from reference_llama import reference_logits
+from stepping import Stepper
 from tiny_models import BASE, Weights, random_weights, write_checkpoint
 
 LLAMA3_ROPE = {
@@ -52,36 +47,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
 PROMPT = np.random.default_rng(9).integers(0, 261, 80).tolist()
 
 
-class Stepper:
-    """A decoder driven step by step, without tokenizer or sampling."""
-
-    def __init__(self, folder: Path, tokens: list[int], device: Device, **options: Any) -> None:
-        engine = EngineConfig(device=str(device), **options)
-        with open_checkpoint(folder) as checkpoint:
-            decoder = load_decoder(checkpoint, engine, device)
-            dtype = kv_dtype(checkpoint, engine)
-        cache = KVCache(decoder.config, engine.block_size, dtype, device)
-        self.runner = Runner(decoder, cache, 256)
-        self.tokens = tokens
-        self.sequence = Sequence(tokens[:1], SamplingParams(), seed=0, max_tokens=256)
-        # blocks in an order of their own, so that one taken for another shows
-        self.sequence.blocks = list(range(256 // engine.block_size))[::-1]
-
-    def prefill(self, first: int, last: int) -> np.ndarray:
-        """Logits after the tokens `first` to `last` of the text, which are taken in at once."""
-        self.sequence.prompt_ids = self.tokens[:last]
-        logits = self.runner.run(Step([self.sequence], last - first), len(self.sequence.blocks))
-        assert logits is not None
-        return logits.numpy()[0].copy()
-
-    def decode(self) -> np.ndarray:
-        """Logits after the next token of the text."""
-        self.sequence.output_ids.append(self.tokens[self.sequence.num_tokens])
-        logits = self.runner.run(Step([self.sequence], 1), len(self.sequence.blocks))
-        assert logits is not None
-        return logits.numpy()[0].copy()
-
-
 def make(folder: Path, name: str, **options: Any) -> tuple[dict[str, Any], Weights]:
     config = BASE | FAMILIES[name]
     weights = random_weights(config)
@@ -99,8 +64,8 @@ def expected(raw: dict[str, Any], weights: Weights, tokens: list[int]) -> np.nda
 def test_float32_logits(tmp_path: Path, name: str, any_device: Device) -> None:
     raw, weights = make(tmp_path, name)
     truth = expected(raw, weights, PROMPT)
-    stepper = Stepper(tmp_path, PROMPT, any_device)
-    found = [stepper.prefill(0, 31), *(stepper.decode() for _ in range(31, 66))]
+    stepper = Stepper(tmp_path, PROMPT, any_device, 256)
+    found = [stepper.prefill(31), *(stepper.decode() for _ in range(31, 66))]
     assert stepper.sequence.num_computed == 66
     assert np.abs(np.array(found) - truth[30:66]).max() <= 1e-4
 
@@ -109,8 +74,8 @@ def test_float32_logits(tmp_path: Path, name: str, any_device: Device) -> None:
 def test_prompt_lengths_around_block_edges(tmp_path: Path, length: int, any_device: Device) -> None:
     raw, weights = make(tmp_path, "qwen3")
     truth = expected(raw, weights, PROMPT)
-    stepper = Stepper(tmp_path, PROMPT, any_device)
-    found = [stepper.prefill(0, length), stepper.decode(), stepper.decode()]
+    stepper = Stepper(tmp_path, PROMPT, any_device, 256)
+    found = [stepper.prefill(length), stepper.decode(), stepper.decode()]
     assert np.abs(np.array(found) - truth[length - 1 : length + 2]).max() <= 2e-4
 
 
@@ -119,10 +84,10 @@ def test_prompt_lengths_around_block_edges(tmp_path: Path, length: int, any_devi
 def test_a_prompt_in_pieces(tmp_path: Path, block_size: int, piece: int, any_device: Device) -> None:
     raw, weights = make(tmp_path, "qwen2")
     truth = expected(raw, weights, PROMPT[:70])
-    stepper = Stepper(tmp_path, PROMPT, any_device, block_size=block_size)
+    stepper = Stepper(tmp_path, PROMPT, any_device, 256, block_size=block_size)
     for first in range(0, 70, piece):
         last = min(70, first + piece)
-        logits = stepper.prefill(first, last)
+        logits = stepper.prefill(last)
         assert np.abs(logits - truth[last - 1]).max() <= 2e-4
 
 
@@ -133,10 +98,10 @@ def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
 
 def run_both_ways(folder: Path, device: Device, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     """Logits at positions 32 to 71, each from a prompt taken in at once, and decoded step by step."""
-    stepper = Stepper(folder, PROMPT, device, **options)
-    decoded = [stepper.prefill(0, 33), *(stepper.decode() for _ in range(33, 72))]
-    stepper = Stepper(folder, PROMPT, device, **options)
-    prefilled = [stepper.prefill(0 if last == 33 else last - 3, last) for last in range(33, 72, 3)]
+    stepper = Stepper(folder, PROMPT, device, 256, **options)
+    decoded = [stepper.prefill(33), *(stepper.decode() for _ in range(33, 72))]
+    stepper = Stepper(folder, PROMPT, device, 256, **options)
+    prefilled = [stepper.prefill(last) for last in range(33, 72, 3)]
     return np.array(decoded), np.array(prefilled)
 
 

@@ -8,13 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kuiperllm.config import EngineConfig, SamplingParams
 from kuiperllm.core import Device
-from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import kv_dtype, load_decoder, open_model
-from kuiperllm.engine.runner import Runner
-from kuiperllm.engine.scheduler import Step
-from kuiperllm.engine.sequence import Sequence
+from stepping import Stepper
 
 pytestmark = pytest.mark.oracle
 torch = pytest.importorskip("torch", reason="needs the extra 'oracle'")
@@ -81,25 +76,6 @@ def make_checkpoint(folder: Path, name: str, seed: int) -> Any:
     return model
 
 
-class Stepper:
-    """A decoder driven token by token, without tokenizer or sampling."""
-
-    def __init__(self, folder: Path, prompt: list[int], device: Device) -> None:
-        engine = EngineConfig(device=str(device), dtype="float32")
-        with open_model(folder) as checkpoint:
-            decoder = load_decoder(checkpoint, engine, device)
-            dtype = kv_dtype(checkpoint, engine)
-        self.cache = KVCache(decoder.config, engine.block_size, dtype, device)
-        self.runner = Runner(decoder, self.cache, 512)
-        self.sequence = Sequence(prompt, SamplingParams(temperature=0.0), seed=0, max_tokens=512)
-        self.sequence.blocks = list(range(512 // engine.block_size))
-
-    def run(self, num_tokens: int) -> np.ndarray[Any, Any]:
-        logits = self.runner.run(Step([self.sequence], num_tokens), len(self.sequence.blocks))
-        assert logits is not None
-        return logits.numpy()[0].copy()
-
-
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_and_greedy_tokens_equal_those_of_transformers(
@@ -110,7 +86,7 @@ def test_logits_and_greedy_tokens_equal_those_of_transformers(
     length = (31, 33)[seed]  # around the edge of a block of the cache
     prompt = rng.integers(3, 300, length).tolist()
 
-    stepper = Stepper(tmp_path, prompt, any_device)
+    stepper = Stepper(tmp_path, prompt, any_device, 512, dtype="float32")
     with torch.no_grad():
         expected = model.generate(
             torch.tensor([prompt]),
@@ -123,15 +99,14 @@ def test_logits_and_greedy_tokens_equal_those_of_transformers(
     tokens = expected.sequences[0, length:].tolist()
     worst = 0.0
     found = []
-    logits = stepper.run(length)
+    logits = stepper.prefill(length)
     for step, wanted in enumerate(expected.logits):
         worst = max(worst, float(np.abs(logits - wanted[0].numpy()).max()))
         # transformers suppresses the end-of-text token below min_new_tokens
         scores = logits.copy()
         scores[2] = -np.inf
         found.append(int(scores.argmax()))
-        stepper.sequence.output_ids.append(tokens[step])
-        logits = stepper.run(1)
+        logits = stepper.decode(tokens[step])
     assert worst <= 2e-4
     assert found == tokens
 
@@ -145,10 +120,9 @@ def test_a_prompt_taken_in_pieces_gives_the_same_logits(
     prompt = np.random.default_rng(3).integers(3, 300, 70).tolist()
     with torch.no_grad():
         expected = model(torch.tensor([prompt])).logits[0, -1].numpy()
-    stepper = Stepper(tmp_path, prompt, any_device)
+    stepper = Stepper(tmp_path, prompt, any_device, 512, dtype="float32")
     logits = None
     for first in range(0, 70, chunk):
-        step = Step([stepper.sequence], min(chunk, 70 - first))
-        logits = stepper.runner.run(step, len(stepper.sequence.blocks))
+        logits = stepper.prefill(min(70, first + chunk))
     assert logits is not None
-    assert np.abs(logits.numpy()[0] - expected).max() <= 2e-4
+    assert np.abs(logits - expected).max() <= 2e-4

@@ -222,7 +222,7 @@ def test_simt(
     product.check(lambda x, w, out: gemm_simt(x, w, out, kind, tile))
 
 
-@pytest.mark.parametrize("scheme", [*SCHEMES, Scheme(4, 48), Scheme(2, 96, F32, "zeros")], ids=scheme_id)
+@pytest.mark.parametrize("scheme", [*SCHEMES, Scheme(4, 96), Scheme(2, 96, F32, "zeros")], ids=scheme_id)
 def test_simt_of_codes(scheme: Scheme, cuda: Device) -> None:
     """Weights exactly as they are."""
     k = some_columns(scheme)
@@ -235,7 +235,7 @@ def test_simt_of_codes(scheme: Scheme, cuda: Device) -> None:
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
-@pytest.mark.parametrize("scheme", [*SCHEMES, Scheme(4, 48), Scheme(3, 96, F32)], ids=scheme_id)
+@pytest.mark.parametrize("scheme", [*SCHEMES, Scheme(4, 96), Scheme(3, 96, F32)], ids=scheme_id)
 def test_expanded_weights(scheme: Scheme, dtype: DType, cuda: Device) -> None:
     """Some rows, and as many others behind them, each weight rounded once."""
     k = some_columns(scheme)
@@ -258,7 +258,7 @@ def test_products_of_expanded_weights(
     """A piece of the rows at a time."""
     monkeypatch.setattr(expand, "PIECE_BYTES", 300_000)
     kind = EPILOGUES[epilogue]
-    product = Product(cuda, 11, 1060, 288, BF16, format=Scheme(4, 48), bias=bias, epilogue=kind, margin=8)
+    product = Product(cuda, 11, 1060, 288, BF16, format=Scheme(4, 96), bias=bias, epilogue=kind, margin=8)
     product.check(lambda x, w, out: gemm_expanded(x, w, out, kind, gemm_16_bits))
 
 
@@ -272,7 +272,7 @@ def test_gemm(dtype: DType, cuda: Device) -> None:
     Product(cuda, 12, 30, 64, dtype, epilogue=ACCUMULATE, margin=3).check(
         lambda x, w, out: gemm(x, w, out, accumulate=True)
     )
-    for scheme in (Scheme(8, 16), Scheme(4, 32), Scheme(4, 48), Scheme(6, 16, I8)):
+    for scheme in (Scheme(8, 16), Scheme(4, 32), Scheme(4, 96), Scheme(6, 16, I8)):
         k = some_columns(scheme)
         Product(cuda, 30, 50, k, dtype, format=scheme, out_dtype=F32).check(lambda x, w, out: gemm(x, w, out))
     Product(cuda, 1, 34, 77, dtype, bias=True).check(lambda x, w, out: gemm(x, w, out))
@@ -326,7 +326,7 @@ def test_estimates_prefer_what_is_known_to_be_fast() -> None:
     few = candidates(16, 2048, 2048, 132)[0]
     assert few.swap
     assert few.tile_q == 16
-    assert few.clusters(16, 2048, 2048, 132) * few.cluster > 100
+    assert few.clusters(16, 2048, 2048, 132) * few.cluster >= 64
 
 
 def test_the_nearest_measured_shape_counts() -> None:
@@ -374,15 +374,18 @@ def test_every_product_of_codes_has_a_tiling(scheme: Scheme) -> None:
         assert len(promising) > 10
 
 
-def test_estimates_of_codes_prefer_what_should_be_fast() -> None:
+def test_estimates_of_codes_prefer_what_should_be_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of as many rows of x as there are, and enough blocks; large tiles for many rows."""
     scheme = Scheme(4, 64)
+    monkeypatch.setattr(codes_tiling, "table", dict)
+    codes_tiling.choose.cache_clear()
     for m in (16, 32, 64):
         few = codes_tiling.candidates(m, 4096, 4096, scheme, 132)[0]
         assert few.tile_q == m
         assert few.clusters(m, 4096, 4096, 132) * few.cluster > 60
     assert codes_tiling.candidates(1024, 28672, 4096, scheme, 132)[0].tile_q >= 192
     assert codes_tiling.choose(40_000, 28672, 4096, scheme, PLAIN, False, 132) is None
+    codes_tiling.choose.cache_clear()
 
 
 def test_measured_tilings_of_codes(monkeypatch: pytest.MonkeyPatch) -> None:

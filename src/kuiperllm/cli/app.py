@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from kuiperllm.cli import bench, chat, compare, doctor, export, generate, info, perplexity, tokenize
+from kuiperllm.cli import (
+    bench,
+    bench_serve,
+    chat,
+    compare,
+    doctor,
+    export,
+    generate,
+    info,
+    perplexity,
+    serve,
+    tokenize,
+)
 from kuiperllm.cli.output import write
 
 app = typer.Typer(
@@ -39,17 +51,29 @@ def kuiper(
         write(context.get_help())
 
 
-def _add(command: Callable[..., None], module: ModuleType) -> None:
-    examples = "\n\n".join(f"  {line}" for line in module.EXAMPLES.splitlines())
-    app.command(epilog=f"Examples:\n\n{examples}")(command)
+def _examples(module: ModuleType) -> str:
+    return "Examples:\n\n" + "\n\n".join(f"  {line}" for line in module.EXAMPLES.splitlines())
+
+
+def _add(command: Callable[..., None], module: ModuleType, group: typer.Typer = app) -> None:
+    group.command(epilog=_examples(module))(command)
+
+
+def _bench_group() -> typer.Typer:
+    """`kuiper bench` measures by itself, and has commands that measure other things."""
+    group = typer.Typer(invoke_without_command=True, epilog=_examples(bench))
+    group.callback()(bench.bench)
+    _add(bench_serve.serve, bench_serve, group)
+    return group
 
 
 _add(generate.generate, generate)
 _add(chat.chat, chat)
+_add(serve.serve, serve)
 _add(info.info, info)
 _add(tokenize.tokenize, tokenize)
 _add(export.export, export)
-_add(bench.bench, bench)
+app.add_typer(_bench_group(), name="bench")
 _add(perplexity.perplexity, perplexity)
 _add(compare.compare, compare)
 _add(doctor.doctor, doctor)

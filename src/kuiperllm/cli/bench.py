@@ -26,6 +26,7 @@ kuiper bench --config Llama-3.2-1B/config.json --random-weights --quant q8 --thr
 
 @with_option_groups
 def bench(
+    context: typer.Context,
     model: ModelOptions,
     engine: EngineOptions,
     config: Annotated[
@@ -46,6 +47,8 @@ def bench(
     verbose: Verbose = 0,
 ) -> None:
     """Measure prefill and decode speed, and what part of the memory's bandwidth decoding reaches."""
+    if context.invoked_subcommand is not None:
+        return
     if random_weights != (config is not None):
         raise UsageError("--random-weights and --config FILE go together")
     if config is not None and model.model is not None:

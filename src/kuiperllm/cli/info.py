@@ -115,7 +115,7 @@ def _tokenizer(checkpoint: Checkpoint, model: ModelOptions) -> dict[str, Any]:
 def _memory(checkpoint: Checkpoint, engine: EngineOptions) -> dict[str, Any]:
     """The plan; if the model does not fit, what is lacking."""
     from kuiperllm.core import Device
-    from kuiperllm.engine.loading import plan_memory
+    from kuiperllm.engine.memory_plan import plan_memory
 
     config = engine.config()
     try:

@@ -40,7 +40,8 @@ Verbose = Annotated[
 ]
 
 
-def _option(panel: str, metavar: str | None, help: str, *names: str) -> Any:
+def option(panel: str, metavar: str | None, help: str, *names: str) -> Any:
+    """An option of one of the groups in which `--help` shows them."""
     return typer.Option(*names, metavar=metavar, rich_help_panel=panel, show_default=False, help=help)
 
 
@@ -50,7 +51,7 @@ class ModelOptions:
 
     model: Annotated[
         str | None,
-        _option(
+        option(
             _MODEL,
             "MODEL",
             "A folder, a file, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct. Default: the demo model "
@@ -60,7 +61,7 @@ class ModelOptions:
         ),
     ] = None
     tokenizer: Annotated[
-        str | None, _option(_MODEL, "PATH", "A tokenizer's file or folder. Default: the model's own.")
+        str | None, option(_MODEL, "PATH", "A tokenizer's file or folder. Default: the model's own.")
     ] = None
 
 
@@ -69,11 +70,11 @@ class EngineOptions:
     """How the model is run."""
 
     device: Annotated[
-        str, _option(_ENGINE, "DEVICE", "auto, cpu or cuda:N; auto takes a GPU if there is one.")
+        str, option(_ENGINE, "DEVICE", "auto, cpu or cuda:N; auto takes a GPU if there is one.")
     ] = "auto"
     dtype: Annotated[
         str,
-        _option(
+        option(
             _ENGINE,
             "DTYPE",
             "Data type of weights in memory: auto (as in the checkpoint), float32, float16, bfloat16.",
@@ -81,18 +82,18 @@ class EngineOptions:
     ] = "auto"
     quant: Annotated[
         str,
-        _option(
+        option(
             _ENGINE, "QUANT", "Quantize linear layers while loading: none, q8 or q4 (int8 or int4 groups)."
         ),
     ] = "none"
-    group_size: Annotated[int, _option(_ENGINE, "N", "Weights that share a scale: 32, 64 or 128.")] = 64
+    group_size: Annotated[int, option(_ENGINE, "N", "Weights that share a scale: 32, 64 or 128.")] = 64
     max_model_len: Annotated[
         int | None,
-        _option(_ENGINE, "N", "Longest prompt plus output, in tokens. Default: what model and memory allow."),
+        option(_ENGINE, "N", "Longest prompt plus output, in tokens. Default: what model and memory allow."),
     ] = None
     threads: Annotated[
         int | None,
-        _option(_ENGINE, "N", "Threads of the CPU. Default: KUIPER_NUM_THREADS, else the physical cores."),
+        option(_ENGINE, "N", "Threads of the CPU. Default: KUIPER_NUM_THREADS, else the physical cores."),
     ] = None
 
     def as_fields(self) -> dict[str, Any]:
@@ -121,46 +122,44 @@ class SamplingOptions:
 
     temperature: Annotated[
         float | None,
-        _option(
+        option(
             _SAMPLING, "T", "0 takes the most likely token. Default: what the checkpoint recommends, else 1."
         ),
     ] = None
-    top_k: Annotated[int | None, _option(_SAMPLING, "K", "Keep the K most likely tokens; 0 keeps all.")] = (
-        None
-    )
+    top_k: Annotated[int | None, option(_SAMPLING, "K", "Keep the K most likely tokens; 0 keeps all.")] = None
     top_p: Annotated[
-        float | None, _option(_SAMPLING, "P", "Keep the most likely tokens whose probabilities sum to P.")
+        float | None, option(_SAMPLING, "P", "Keep the most likely tokens whose probabilities sum to P.")
     ] = None
     min_p: Annotated[
-        float | None, _option(_SAMPLING, "P", "Drop tokens less likely than P times the most likely one.")
+        float | None, option(_SAMPLING, "P", "Drop tokens less likely than P times the most likely one.")
     ] = None
     repetition_penalty: Annotated[
-        float | None, _option(_SAMPLING, "R", "Above 1: make tokens of prompt and output less likely.")
+        float | None, option(_SAMPLING, "R", "Above 1: make tokens of prompt and output less likely.")
     ] = None
     presence_penalty: Annotated[
-        float | None, _option(_SAMPLING, "R", "-2 to 2, subtracted from the logits of tokens in the output.")
+        float | None, option(_SAMPLING, "R", "-2 to 2, subtracted from the logits of tokens in the output.")
     ] = None
     frequency_penalty: Annotated[
         float | None,
-        _option(_SAMPLING, "R", "-2 to 2, subtracted for each time that the token is in the output."),
+        option(_SAMPLING, "R", "-2 to 2, subtracted for each time that the token is in the output."),
     ] = None
     seed: Annotated[
         int | None,
-        _option(_SAMPLING, "N", "The same seed gives the same text. Default: a new one each time."),
+        option(_SAMPLING, "N", "The same seed gives the same text. Default: a new one each time."),
     ] = None
     max_tokens: Annotated[
         int | None,
-        _option(
+        option(
             _SAMPLING, "N", "Most tokens to make. Default: 256 for generate; for chat, until the model stops."
         ),
     ] = None
-    min_tokens: Annotated[int | None, _option(_SAMPLING, "N", "Do not stop before N tokens.")] = None
+    min_tokens: Annotated[int | None, option(_SAMPLING, "N", "Do not stop before N tokens.")] = None
     stop: Annotated[
         list[str] | None,
-        _option(_SAMPLING, "TEXT", "End the output before this text; may be given several times."),
+        option(_SAMPLING, "TEXT", "End the output before this text; may be given several times."),
     ] = None
     ignore_eos: Annotated[
-        bool, _option(_SAMPLING, None, "Go on after the model's end-of-text token.", "--ignore-eos")
+        bool, option(_SAMPLING, None, "Go on after the model's end-of-text token.", "--ignore-eos")
     ] = False
 
     def params(self, defaults: SamplingParams, **fallbacks: Any) -> SamplingParams:
@@ -179,7 +178,7 @@ class TextOptions:
 
     context: Annotated[
         int | None,
-        _option(
+        option(
             _TEXT,
             "N",
             "Tokens in a window. Each begins anew, and its second half is scored. Default: 512, or what the "
@@ -188,17 +187,17 @@ class TextOptions:
     ] = None
     stride: Annotated[
         int | None,
-        _option(
+        option(
             _TEXT,
             "N",
             "Windows begin every N tokens instead, are N / 2 tokens longer, and their last N tokens are "
             "scored.",
         ),
     ] = None
-    chunks: Annotated[int | None, _option(_TEXT, "N", "Score the first N windows only.")] = None
+    chunks: Annotated[int | None, option(_TEXT, "N", "Score the first N windows only.")] = None
     separator: Annotated[
         str | None,
-        _option(
+        option(
             _TEXT,
             "TEXT",
             "The file holds several texts with this between them: score each of them whole, from its "

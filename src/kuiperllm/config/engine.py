@@ -11,7 +11,7 @@ DTYPES = ("auto", "float32", "float16", "bfloat16")
 QUANTS = ("none", "q8", "q4")
 
 
-_MAY_BE_NONE = ("max_model_len", "max_num_batched_tokens", "num_threads")
+_COUNTS = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens")
 
 
 def is_whole(value: object) -> bool:
@@ -37,14 +37,18 @@ class EngineConfig:
     """Weights that share a scale when `quant` is set, along the input dimension."""
     max_model_len: int | None = None
     """Longest prompt plus output, in tokens; None: what the model was made for."""
-    max_num_seqs: int = 8
-    """Most prompts that are worked on at once."""
+    max_num_seqs: int | None = None
+    """Most outputs that are worked on at once; None: 8 on a CPU, 256 on a GPU."""
     max_num_batched_tokens: int | None = None
-    """Most tokens of a prompt that one pass takes in; None: 512 on a CPU, 2048 or 8192 on a GPU."""
+    """Most tokens that one pass takes in; None: 512 on a CPU, 2048 or 8192 on a GPU."""
     block_size: int = 32
     """Tokens in a block of the key/value cache; a multiple of 16."""
+    kv_cache_tokens: int | None = None
+    """Tokens that the key/value cache holds; None: as many as are needed, as far as memory goes."""
     kv_cache_dtype: str = "auto"
     """Data type of keys and values; `auto`: the weights', float16 for quantized ones. One of `DTYPES`."""
+    prefix_caching: bool = True
+    """Keep keys and values of finished sequences for prompts that begin in the same way."""
     num_threads: int | None = None
     """Threads of the CPU back end; None: `KUIPER_NUM_THREADS`, else the physical cores."""
 
@@ -54,27 +58,26 @@ class EngineConfig:
         return self.quant not in (None, "none")
 
     def __post_init__(self) -> None:
-        for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "block_size", "num_threads"):
+        for name in (*_COUNTS, "block_size", "num_threads"):
             value = getattr(self, name)
-            if not is_whole(value) and not (value is None and name in _MAY_BE_NONE):
+            if not is_whole(value) and not (value is None and name != "block_size"):
                 raise UsageError(f"{name} must be a whole number, not {value!r}")
+            if name in _COUNTS and value is not None and value < 1:
+                raise UsageError(f"{name} must be at least 1, not {value}")
         if self.dtype not in DTYPES:
             raise UsageError(f"dtype {self.dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
         if self.quant is not None and self.quant not in QUANTS:
             raise UsageError(f"quant {self.quant!r} is unknown; choose one of {', '.join(QUANTS)}")
         if self.group_size not in (32, 64, 128):
             raise UsageError(f"group_size {self.group_size} is not possible; choose 32, 64 or 128")
-        if self.max_model_len is not None and self.max_model_len < 1:
-            raise UsageError(f"max_model_len must be at least 1, not {self.max_model_len}")
         if self.kv_cache_dtype not in DTYPES:
             raise UsageError(
                 f"kv_cache_dtype {self.kv_cache_dtype!r} is unknown; choose one of {', '.join(DTYPES)}"
             )
-        if self.max_num_seqs < 1 or (
-            self.max_num_batched_tokens is not None and self.max_num_batched_tokens < 1
-        ):
-            raise UsageError("max_num_seqs and max_num_batched_tokens must be at least 1")
         if self.block_size < 16 or self.block_size % 16:
             raise UsageError(f"block_size must be a multiple of 16, not {self.block_size}")
+        cached, longest = self.kv_cache_tokens, self.max_model_len
+        if cached is not None and longest is not None and cached < longest:
+            raise UsageError(f"kv_cache_tokens={cached} has no room for max_model_len={longest}")
         if self.num_threads is not None and not 1 <= self.num_threads <= 1024:
             raise UsageError(f"threads must be 1 to 1024, not {self.num_threads}")

@@ -21,6 +21,8 @@ class Settings:
     """KUIPER_CPU_LEVEL: use kernels of at most this level (generic, avx2, avx512, amx)."""
     num_threads: int | None
     """KUIPER_NUM_THREADS: threads of the CPU back end (default: the physical cores it may use)."""
+    api_keys: tuple[str, ...]
+    """KUIPER_API_KEY: what clients of the server must know, one or several with commas (default: nothing)."""
 
 
 @lru_cache(maxsize=1)
@@ -40,4 +42,5 @@ def settings() -> Settings:
         cache_dir=cache_dir,
         cpu_level=env.get("KUIPER_CPU_LEVEL") or None,
         num_threads=int(threads) if threads else None,
+        api_keys=tuple(key.strip() for key in env.get("KUIPER_API_KEY", "").split(",") if key.strip()),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import platform
 import resource
 import sys
@@ -14,6 +15,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from kuiperllm.checkpoint import Checkpoint
 from kuiperllm.checkpoint.random import RandomCheckpoint
@@ -22,15 +24,9 @@ from kuiperllm.core import Device, DType
 from kuiperllm.core.memory import out_of_memory
 from kuiperllm.engine.block_pool import BlockPool
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import (
-    Progress,
-    kv_dtype,
-    load_decoder,
-    max_batched_tokens,
-    open_model,
-    packed_weight_bytes,
-)
+from kuiperllm.engine.loading import Progress, load_decoder, open_model
 from kuiperllm.engine.loop import StepLoop
+from kuiperllm.engine.memory_plan import kv_dtype, max_batched_tokens, packed_weight_bytes
 from kuiperllm.engine.runner import Runner
 from kuiperllm.engine.sampler import Sampler
 from kuiperllm.engine.scheduler import Scheduler
@@ -39,6 +35,7 @@ from kuiperllm.errors import ContextLengthError, UsageError
 from kuiperllm.models import check_model
 
 _GPU_FIRST_BLOCKS = 256  # so that the cache does not grow while decoding is timed
+_numbers = itertools.count()  # so that no prompt is found in the prefix cache
 _UNTIMED = 3  # tokens before decoding is timed: the prefill's, and two while the step is captured
 
 
@@ -118,8 +115,8 @@ class BenchModel:
             self._pool, max_num_seqs=1, max_num_batched_tokens=max_batched_tokens(engine, device)
         )
         vocab_size = self.config.vocab_size
-        self._runner = Runner(self.decoder, self.cache, self.config.max_position_embeddings, vocab_size)
-        self._loop = StepLoop(self._scheduler, self._runner, Sampler(vocab_size))
+        self._runner = Runner(self.decoder, self.cache, 1, self.config.max_position_embeddings, vocab_size)
+        self._loop = StepLoop(self._scheduler, self._runner, Sampler())
         self.python_s = 0.0
         """Time that the host did not spend in kernels or waiting for them, in the last `decode`."""
 
@@ -127,29 +124,42 @@ class BenchModel:
         """Seconds from a prompt of random tokens to the first token chosen."""
         sequence = self._sequence(num_tokens, 1)
         started = time.perf_counter()
-        next(self._loop.run())
-        taken = time.perf_counter() - started
-        self._scheduler.finish(sequence)
-        return taken
+        self._generate(sequence, 1)
+        return time.perf_counter() - started
 
     def decode(self, prompt_tokens: int, num_tokens: int) -> float:
         """Seconds for `num_tokens` tokens after a prompt; the prompt and some tokens before are not timed."""
         sequence = self._sequence(prompt_tokens, num_tokens + _UNTIMED)
-        tokens = self._loop.run()
-        for _ in range(_UNTIMED):
-            next(tokens)
+        self._generate(sequence, _UNTIMED)
         started, device_before = time.perf_counter(), self._runner.device_s
-        for _ in range(num_tokens):
-            next(tokens)
+        self._generate(sequence, num_tokens + _UNTIMED)
         taken = time.perf_counter() - started
         self.python_s = taken - (self._runner.device_s - device_before)
-        self._scheduler.finish(sequence)
         return taken
+
+    def _generate(self, sequence: Sequence, count: int) -> None:
+        """Go on until a sequence has so many tokens."""
+        while len(sequence.output_ids) < count:
+            self._loop.step(self)
+
+    def on_token(self, sequence: Sequence, token_id: int) -> None:
+        """End a sequence that has all its tokens."""
+        if len(sequence.output_ids) == sequence.max_tokens:
+            sequence.finish_reason = "length"
+            self._scheduler.finish(sequence)
+
+    def on_embedding(self, sequence: Sequence, hidden: NDArray[np.float32]) -> None:
+        """Nothing is embedded here."""
+
+    def on_guide_error(self, sequence: Sequence, error: Exception) -> None:
+        """Nothing is guided here."""
 
     def _sequence(self, num_tokens: int, max_tokens: int) -> Sequence:
         ids = np.random.default_rng(0).integers(0, self.config.vocab_size, num_tokens)
         params = SamplingParams(temperature=0.0, ignore_eos=True)
-        sequence = Sequence(prompt_ids=ids.tolist(), params=params, seed=0, max_tokens=max_tokens)
+        sequence = Sequence(
+            ids.tolist(), params, seed=0, max_tokens=max_tokens, cache_salt=str(next(_numbers))
+        )
         self._scheduler.add(sequence)
         return sequence
 

@@ -1,34 +1,38 @@
-"""A decode step of a fixed number of sequences, captured once and replayed.
+"""Decode steps of a fixed number of sequences, captured once and replayed.
 
 What a step needs to know lies on the device: token ids, positions, lengths, cache slots. A step that also
 chooses tokens leaves all of that ready for the next one, so steps of the same sequences follow each other
-without the host: it only reads tokens.
+without the host: it only reads tokens, and says which blocks have been added.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from kuiperllm.core import DType, Tensor
 from kuiperllm.core.device import Graph
-from kuiperllm.engine.inputs import Input
+from kuiperllm.engine.graphs import Graphs
+from kuiperllm.engine.inputs import Fields, Inputs
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.sequence import Sequence
+from kuiperllm.engine.newest import Newest, TokenRing
+from kuiperllm.engine.rows import PARAMETERS, Rows
+from kuiperllm.engine.scheduler import Step
 from kuiperllm.models import Decoder
 from kuiperllm.ops.attention import Batch
 from kuiperllm.ops.greedy_step import greedy_step
+from kuiperllm.ops.pick_tokens import pick_tokens
 from kuiperllm.ops.sample_step import sample_step
 
 Choice = Literal["greedy", "sample"]
 """How a step chooses tokens: the most likely one for all, or as each sequence's parameters say."""
 
-_RING = 4  # steps whose tokens are kept; more than there can be under way at once
+_PADDING_SLOT = -2  # see `ops.advance_step`
 
 
 class DecodeState:
-    """What decode steps of `size` sequences work on, and their graphs.
+    """What decode steps of up to `size` sequences work on, and their graphs. Rows that are left are padding.
 
     Args:
         model: what to run.
@@ -36,136 +40,108 @@ class DecodeState:
         size: how many sequences.
         table_width: most blocks of a sequence.
         vocab_size: ids below this may be chosen.
+        logits: float32 [size or more, V], where all passes leave them.
+        ring: where graphs leave the tokens that they choose.
+        graphs: captures them.
     """
 
-    def __init__(self, model: Decoder, cache: KVCache, size: int, table_width: int, vocab_size: int) -> None:
-        self._model, self._cache, self._vocab_size = model, cache, vocab_size
+    def __init__(
+        self,
+        model: Decoder,
+        cache: KVCache,
+        size: int,
+        table_width: int,
+        vocab_size: int,
+        logits: Tensor,
+        ring: TokenRing,
+        graphs: Graphs,
+    ) -> None:
+        self._model, self._cache, self._vocab_size, self._ring = model, cache, vocab_size, ring
+        self._size, self._logits, self._memory = size, logits[:size], graphs
         device = model.device
-
-        def make(value: float, dtype: Any, *shape: int) -> Input:
-            return Input(np.full((size, *shape), value, dtype), device)
-
-        self._ids, self._positions, self._lens = (make(value, np.int32) for value in (0, 0, 1))
-        self._slots = make(-1, np.int64)
-        self._table = make(0, np.int32, table_width)
-        self._temperature, self._top_p, self._min_p = (make(value, np.float32) for value in (0, 1, 0))
-        self._top_k = make(0, np.int32)
-        self._seeds = make(0, np.int64)
-        self._steps = Tensor.zeros((1,), DType.int32, device)
-        self._num_chosen = 0
-        self.tokens, self._tokens = device.backend.pinned((_RING, size), DType.int32)
+        fields: Fields = dict.fromkeys(("given", "source", "positions", "lens"), (np.int32, (size,)))
+        fields |= {name: (dtype, (size,)) for name, dtype in PARAMETERS.items()}
+        fields |= {"slots": (np.int64, (size,)), "table": (np.int32, (size, table_width))}
+        self._inputs = Inputs(device, fields)
+        self._ids = Tensor.zeros((size,), DType.int32, device)
+        tensors = self._inputs.tensors
+        self.draws = {name: tensors[name] for name in PARAMETERS} | {"positions": tensors["lens"]}
+        """What `ops.sample` is to know of each row: the parameters, and where the new token will stand."""
         self._batch = Batch(
-            positions=self._positions.tensor,
-            slot_mapping=self._slots.tensor,
-            block_table=self._table.tensor,
+            positions=tensors["positions"],
+            slot_mapping=tensors["slots"],
+            block_table=tensors["table"],
             query_start_loc=Tensor.from_numpy(np.arange(size + 1, dtype=np.int32)).to(device),
-            seq_lens=self._lens.tensor,
+            seq_lens=tensors["lens"],
             max_query_len=1,
             is_captured_step=True,
         )
-        self.logits: Tensor
-        """float32 [S, V]: where the step that was prepared last leaves the logits."""
-        self._graphs: dict[Choice | None, tuple[Graph, Tensor]] = {}
-        self._next: list[tuple[int, int]] = []
-        self._tables: list[tuple[int, int]] = []
+        self.is_greedy = True
+        """Whether all the sequences of the step always take the most likely token."""
+        self._graphs: dict[Choice | None, Graph] = {}
 
-    def follows(self, sequences: list[Sequence]) -> bool:
-        """Whether the device is ready for the next token of each of these sequences, whatever it is."""
-        return self._next == _places(sequences)
-
-    def prepare(self, sequences: list[Sequence], choice: Choice | None) -> Graph:
-        """Set everything up for the next token of each sequence; the step to replay then.
+    def prepare(self, step: Step, rows: Rows, newest: Newest, *, follows: bool) -> None:
+        """Set everything up for a step.
 
         Args:
-            sequences: whose newest tokens are known, unless the device `follows` them.
-            choice: how the step chooses tokens; None: it only makes logits.
+            step: a decode step of at most as many sequences as this is for.
+            rows: their blocks and parameters.
+            newest: tokens that the host does not know yet.
+            follows: whether the last replay of this object's graphs chose the newest tokens of just these
+                sequences, so that the device knows all but new blocks.
         """
-        graph, self.logits = self._graph(choice)
-        if not self.follows(sequences):
-            self._upload(sequences)
-        tables = [(sequence.number, len(sequence.blocks)) for sequence in sequences]
-        if tables != self._tables:
-            self._upload_tables(sequences, tables)
-        self._next = [(number, place + 1) for number, place in _places(sequences)] if choice else []
-        return graph
+        if follows and not step.changed:
+            return
+        count, host = len(step.sequences), self._inputs.host
+        of = np.fromiter((sequence.row for sequence in step.sequences), np.intp, count)
+        places = np.array(step.starts, np.int64)
+        host["slots"][:count] = rows.slots(of, places)
+        host["table"][:count] = rows.table[of, : host["table"].shape[1]]
+        if follows:
+            self._inputs.upload("slots")
+            return
+        host["slots"][count:], host["table"][count:] = _PADDING_SLOT, 0
+        host["positions"][:count], host["positions"][count:] = places, 0
+        host["lens"][:count], host["lens"][count:] = places + 1, 1
+        for name, values in rows.parameters.items():
+            host[name][:count], host[name][count:] = values[of], 0
+        self.is_greedy = not host["temperature"].any()
+        newest.fill(step, host["given"], host["source"])
+        self._inputs.upload()
+        given = self._inputs.tensors["given"]
+        pick_tokens(given, self._inputs.tensors["source"], newest.tokens or given, out=self._ids)
 
-    def chosen_row(self) -> int:
-        """The row of `tokens` that a step that chooses, just replayed, writes to."""
-        row = self._num_chosen % _RING
-        self._num_chosen += 1
-        return row
+    def graph(self, choice: Choice | None) -> Graph:
+        """A step that chooses tokens, or only makes logits.
 
-    def _upload_tables(self, sequences: list[Sequence], tables: list[tuple[int, int]]) -> None:
-        """The blocks of all sequences, and their slots: the last step could not know those in new blocks."""
-        size = self._cache.block_size
-        for row, sequence in enumerate(sequences):
-            self._table.host[row, : len(sequence.blocks)] = sequence.blocks
-            block, within = divmod(sequence.num_computed, size)
-            self._slots.host[row] = sequence.blocks[block] * size + within
-        self._tables = tables
-        self._table.upload()
-        self._slots.upload()
-
-    def _upload(self, sequences: list[Sequence]) -> None:
-        """All that the device has no other way to know; the tables follow."""
-        self._tables = []
-        for row, sequence in enumerate(sequences):
-            place = sequence.num_computed
-            self._ids.host[row] = sequence.token(place)
-            self._positions.host[row] = place
-            self._lens.host[row] = place + 1
-            params = sequence.params
-            self._temperature.host[row] = params.temperature
-            self._top_k.host[row] = params.top_k
-            self._top_p.host[row] = params.top_p
-            self._min_p.host[row] = params.min_p
-            self._seeds.host[row] = np.uint64(sequence.seed).astype(np.int64)
-        for changed in (
-            self._ids, self._positions, self._lens,
-            self._temperature, self._top_k, self._top_p, self._min_p, self._seeds,
-        ):  # fmt: skip
-            changed.upload()
-
-    def _graph(self, choice: Choice | None) -> tuple[Graph, Tensor]:
+        Args:
+            choice: how to choose; None: not at all.
+        """
         if choice not in self._graphs:
-            backend = self._model.device.backend
-            backend.prepare(lambda: self._step(choice))
-            with backend.capture() as graph:
-                logits = self._step(choice)
-            self._graphs[choice] = graph, logits
+            self._model.device.backend.prepare(lambda: self._step(choice))
+            with self._memory.capture() as graph:
+                self._step(choice)
+            self._graphs[choice] = graph
         return self._graphs[choice]
 
-    def _step(self, choice: Choice | None) -> Tensor:
+    def _step(self, choice: Choice | None) -> None:
         """One step, to be captured."""
         batch = self._batch
-        residual = self._model.forward(self._ids.tensor, self._cache.layers, batch)
-        logits = self._model.logits(residual, batch)
+        residual = self._model.forward(self._ids, self._cache.layers, batch)
+        self._model.logits(residual, batch, out=self._logits)
+        logits = self._logits[:, : self._vocab_size]
         state = (
-            self._ids.tensor,
+            self._ids,
             batch.positions,
             batch.seq_lens,
             batch.slot_mapping,
             batch.block_table,
             self._cache.block_size,
-            self._tokens,
-            self._steps,
+            self._ring.history[:, : self._size],
+            self._ring.step,
         )
-        allowed = logits[:, : self._vocab_size]
         if choice == "greedy":
-            greedy_step(allowed, *state)
+            greedy_step(logits, *state)
         elif choice == "sample":
-            sample_step(
-                allowed,
-                self._temperature.tensor,
-                self._top_k.tensor,
-                self._top_p.tensor,
-                self._min_p.tensor,
-                self._seeds.tensor,
-                *state,
-            )
-        return logits
-
-
-def _places(sequences: list[Sequence]) -> list[tuple[int, int]]:
-    """Which token of which sequence a decode step would process."""
-    return [(sequence.number, sequence.num_computed) for sequence in sequences]
+            temperature, top_k, top_p, min_p, seeds = (self.draws[name] for name in PARAMETERS)
+            sample_step(logits, temperature, top_k, top_p, min_p, seeds, *state)

@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-import operator
-import secrets
 import threading
-import time
 from collections.abc import Generator, Mapping
 from collections.abc import Sequence as List
 from contextlib import closing, contextmanager
-from dataclasses import fields
-from numbers import Integral
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from kuiperllm.config import EngineConfig, SamplingParams
-from kuiperllm.core import Device
-from kuiperllm.engine.block_pool import BlockPool
-from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.loading import LoadedModel, Progress, load_model, max_batched_tokens
-from kuiperllm.engine.loop import StepLoop
-from kuiperllm.engine.output import Chunk, Completion, OutputStream
+from kuiperllm.config import SamplingParams
+from kuiperllm.engine.language_model import LanguageModel, Prompt, as_list
+from kuiperllm.engine.loading import Progress
+from kuiperllm.engine.output import Chunk, Completion, Delta
 from kuiperllm.engine.perplexity import Perplexity, Watch, perplexity
-from kuiperllm.engine.runner import Runner
-from kuiperllm.engine.sampler import Sampler
-from kuiperllm.engine.scheduler import Scheduler
+from kuiperllm.engine.request import Request
 from kuiperllm.engine.scoring import Scorer
-from kuiperllm.engine.sequence import Sequence
-from kuiperllm.errors import ChatTemplateError, ContextLengthError, TokenizerError, UsageError
+from kuiperllm.errors import UsageError
 
-Prompt = str | List[int]
-"""Text, or token ids."""
+__all__ = ["LLM", "Prompt"]
+
+_numbers = count()
 
 
-class LLM:
+class LLM(LanguageModel):
     """A language model, ready to generate.
 
     Args:
@@ -59,69 +50,58 @@ class LLM:
         progress: Progress | None = None,
         **options: Any,
     ) -> None:
-        known = [field.name for field in fields(EngineConfig)]
-        for name in options:
-            if name not in known:
-                raise UsageError(f"LLM has no option {name!r}; there are {', '.join(known)}")
-        self.engine_config = EngineConfig(**options)
-        device = Device(self.engine_config.device)
-        if self.engine_config.num_threads is not None:
-            device.backend.set_num_threads(self.engine_config.num_threads)
-        self.loaded: LoadedModel = load_model(
-            model, self.engine_config, tokenizer=tokenizer, progress=progress
-        )
-        self.tokenizer = self.loaded.tokenizer
-        self.config = self.loaded.config
-        self.max_model_len = self.loaded.plan.max_model_len
-        engine, decoder = self.engine_config, self.loaded.decoder
-        cache = KVCache(self.config, engine.block_size, self.loaded.kv_dtype, decoder.device)
-        plan, size = self.loaded.plan, engine.block_size
-        self._pool = BlockPool(size, plan.max_blocks(size), plan.first_blocks(size, decoder.device))
-        self._scheduler = Scheduler(
-            self._pool,
-            max_num_seqs=engine.max_num_seqs,
-            max_num_batched_tokens=max_batched_tokens(engine, decoder.device),
-        )
-        vocab_size = min(self.config.vocab_size, self.tokenizer.vocab_size)
-        self._runner = Runner(decoder, cache, self.max_model_len, vocab_size)
-        self._stop_ids = frozenset(
-            (*self.config.eos_token_ids, *self.loaded.generation.eos_token_ids, *self.tokenizer.eos_token_ids)
-        )
-        self._loop = StepLoop(self._scheduler, self._runner, Sampler(vocab_size), self._stop_ids)
+        super().__init__(model, tokenizer=tokenizer, progress=progress, reserve=False, options=options)
         self._lock = threading.Lock()
+        self._is_tidy = True
 
     # --- generating ---------------------------------------------------------------------------------------
 
     def generate(
-        self, prompts: Prompt | List[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | List[Prompt],
+        params: SamplingParams | List[SamplingParams] | None = None,
     ) -> list[Completion]:
         """Continue each prompt; several are worked on together.
 
         Args:
             prompts: one prompt or several. A text gets the special tokens that the tokenizer adds; what
                 looks like a special token inside it is text. Token ids are taken as they are.
-            params: how to choose tokens (default: `default_params`).
+            params: how to choose tokens, for all prompts or for each (default: `default_params`).
+
+        Returns:
+            The completions in the order of the prompts, `params.n` for each.
 
         Raises:
+            UsageError: there are parameters for more prompts or for fewer.
             ContextLengthError: a prompt leaves no room for output.
             TokenizerError: a token id is out of range.
         """
-        params = params or self.default_params
-        sequences = [self._sequence(prompt, params) for prompt in _as_list(prompts)]
-        finished: dict[int, Completion] = {}
-        with closing(self._run(sequences)) as chunks:
-            for index, chunk in chunks:
-                if chunk.completion is not None:
-                    finished[index] = chunk.completion
-        return [finished[index] for index in range(len(sequences))]
+        texts = as_list(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            params = [params or self.default_params] * len(texts)
+        if len(params) != len(texts):
+            raise UsageError(f"there are {len(texts)} prompts, and parameters for {len(params)}")
+        pairs = zip(texts, params, strict=True)
+        requests = [self._request(prompt, how, streams=False) for prompt, how in pairs]
+        finished: dict[tuple[str, int], Completion] = {}
+        with closing(self._run(requests)) as deltas:
+            for delta in deltas:
+                if delta.completion is not None:
+                    finished[delta.request_id, delta.index] = delta.completion
+        return [finished[r.request_id, index] for r in requests for index in range(r.params.n)]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Chunk, None, None]:
         """Continue one prompt; yields text as it is made. Raises like `generate`, at once.
 
         Closing the generator early ends the generation.
+
+        Raises:
+            UsageError: `params` asks for several outputs.
         """
-        sequence = self._sequence(prompt, params or self.default_params)
-        return self._chunks(sequence)
+        params = params or self.default_params
+        if params.num_outputs > 1:
+            raise UsageError("a stream is of one output; use generate for n or best_of above 1")
+        return self._chunks(self._request(prompt, params, streams=True))
 
     def chat(
         self,
@@ -155,34 +135,6 @@ class LLM:
     ) -> Generator[Chunk, None, None]:
         """Like `chat`; yields text as it is made."""
         return self.stream(self.apply_chat_template(messages, tools=tools, **template_options), params)
-
-    def apply_chat_template(
-        self,
-        messages: List[Mapping[str, Any]],
-        *,
-        tools: List[Mapping[str, Any]] | None = None,
-        **template_options: Any,
-    ) -> list[int]:
-        """The token ids of a conversation, up to where the answer begins. Raises like `chat`."""
-        template = self.loaded.chat_template
-        if template is None:
-            raise ChatTemplateError(
-                f"{self.loaded.name} has no chat template: it is no chat model; use generate"
-            )
-        text = template.render(messages, tools=tools, **template_options)
-        return self.tokenizer.encode(text, add_special_tokens=False, parse_special=True)
-
-    @property
-    def default_params(self) -> SamplingParams:
-        """What the checkpoint recommends, and otherwise the defaults of `SamplingParams`."""
-        said = self.loaded.generation
-        found = {
-            "temperature": said.temperature,
-            "top_k": said.top_k,
-            "top_p": said.top_p,
-            "repetition_penalty": said.repetition_penalty,
-        }
-        return SamplingParams(**{k: v for k, v in found.items() if v is not None})  # type: ignore[arg-type]
 
     # --- scoring ------------------------------------------------------------------------------------------
 
@@ -224,97 +176,58 @@ class LLM:
             UsageError: the model is generating.
         """
         with self._exclusively():
-            engine, device = self.engine_config, self.loaded.decoder.device
-            yield Scorer(self._runner, self._pool, max_batched_tokens(engine, device))
-
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """The tokens of a text, with those that the tokenizer adds; ids are checked and stay as they are.
-
-        Raises:
-            TokenizerError: the text cannot be encoded, or a token id is out of range.
-        """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
-        for token_id in ids:
-            if not 0 <= token_id < self.config.vocab_size:
-                raise TokenizerError(
-                    f"token id {token_id} is outside the model's vocabulary of {self.config.vocab_size}"
-                )
-        return ids
+            engine = self._engine
+            yield Scorer(engine.runner, engine.pool, engine.max_num_batched_tokens)
 
     # --- one step after the other ---------------------------------------------------------------------------
 
-    def _chunks(self, sequence: Sequence) -> Generator[Chunk, None, None]:
-        with closing(self._run([sequence])) as chunks:
-            for _, chunk in chunks:
-                yield chunk
+    def _chunks(self, request: Request) -> Generator[Chunk, None, None]:
+        with closing(self._run([request])) as deltas:
+            for delta in deltas:
+                logprobs = delta.logprobs[0] if delta.logprobs is not None else None
+                yield Chunk(delta.text, delta.token_ids[0], logprobs, delta.completion)
 
-    def _run(self, sequences: List[Sequence]) -> Generator[tuple[int, Chunk], None, None]:
-        """(index of the sequence, chunk) as they are made."""
-        streams: dict[int, OutputStream] = {}
+    def _run(self, requests: List[Request]) -> Generator[Delta, None, None]:
         with self._exclusively():
-            for index, sequence in enumerate(sequences):
-                streams[sequence.number] = OutputStream(index, sequence, self.tokenizer, time.perf_counter())
-                self._scheduler.add(sequence)
-            with closing(self._loop.run()) as tokens:
-                for sequence in tokens:
-                    stream = streams[sequence.number]
-                    token_id = sequence.output_ids[-1]
-                    chunk = stream.push(token_id, is_stop=self._is_stop(sequence, token_id))
-                    if sequence.finish_reason is not None:
-                        self._scheduler.finish(sequence)
-                    yield stream.index, chunk
+            for request in requests:
+                self._engine.add(request)
+            try:
+                while self._engine.has_work:
+                    for delta in self._engine.step():
+                        if delta.error is not None:
+                            raise delta.error
+                        yield delta
+            except GeneratorExit:
+                for request in requests:
+                    self._engine.abort(request.request_id)
+                while self._engine.has_work:  # what is under way
+                    self._engine.step()
 
     @contextmanager
     def _exclusively(self) -> Generator[None, None, None]:
-        """Nobody else uses the model inside the `with` block; all cache blocks are free before and after."""
+        """Nobody else uses the engine inside the `with` block; it has nothing to do before and after."""
         if not self._lock.acquire(blocking=False):
             raise UsageError(
                 "this LLM is already generating: finish or close that stream first, or use one LLM per thread"
             )
         try:
-            self._forget()  # an interrupt may have come while the last run did
+            self._tidy_up()  # an interrupt may have come while the last run did
+            self._is_tidy = False
             yield
+            self._is_tidy = True
         finally:
             try:
-                self._forget()
+                self._tidy_up()
             finally:
                 self._lock.release()
 
-    def _forget(self) -> None:
-        """Take all blocks back: those that the cache has, if memory ran out while it grew."""
-        self._scheduler.clear(self._runner.cache.num_blocks)
+    def _tidy_up(self) -> None:
+        """Take everything back if the last run did not come to its end."""
+        if not self._is_tidy:
+            self._engine.reset()
+            self._is_tidy = True
 
-    def _sequence(self, prompt: Prompt, params: SamplingParams) -> Sequence:
-        ids = self.token_ids(prompt)
-        if not ids:
-            raise UsageError("the prompt is empty, and the tokenizer has no token to begin a text with")
-        room = self.max_model_len - len(ids)
-        if room < 1:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens, and the context of {self.max_model_len} must hold one "
-                "more at least; shorten the prompt or raise max_model_len"
-            )
-        return Sequence(
-            prompt_ids=ids,
-            params=params,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
-            max_tokens=room if params.max_tokens is None else min(room, params.max_tokens),
-        )
-
-    def _is_stop(self, sequence: Sequence, token_id: int) -> bool:
-        params = sequence.params
-        return token_id in params.stop_token_ids or (token_id in self._stop_ids and not params.ignore_eos)
-
-
-def _as_list(prompts: Prompt | List[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str):
-        return [prompts]
-    items: list[Any] = list(prompts)
-    return [items] if items and all(isinstance(item, Integral) for item in items) else items
-
-
-def _as_ids(prompt: List[int]) -> list[int]:
-    try:
-        return [operator.index(token_id) for token_id in prompt]
-    except TypeError:
-        raise UsageError("a prompt is a text or a list of token ids, which are whole numbers") from None
+    def _request(self, prompt: Prompt, params: SamplingParams, *, streams: bool) -> Request:
+        request = Request(str(next(_numbers)), self.token_ids(prompt), params, streams=streams)
+        self._engine.check(request)
+        return request

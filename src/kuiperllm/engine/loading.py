@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import importlib.resources
 import logging
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
-from kuiperllm.checkpoint import Checkpoint, TensorInfo, open_checkpoint
+from kuiperllm.checkpoint import Checkpoint, open_checkpoint
 from kuiperllm.config import EngineConfig, GenerationDefaults, ModelConfig
 from kuiperllm.core import Device, DType
-from kuiperllm.core.memory import format_bytes, out_of_memory
-from kuiperllm.engine.kv_cache import bytes_per_token
+from kuiperllm.engine.memory_plan import MemoryPlan, kv_dtype, plan_memory
 from kuiperllm.errors import TokenizerError
 from kuiperllm.layers import WeightLoader
-from kuiperllm.layers.weights import UNPACKED
 from kuiperllm.models import Decoder, build_model
-from kuiperllm.ops.linear import can_be_kept
-from kuiperllm.quant import AT_LOAD
 from kuiperllm.text import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
 
 log = logging.getLogger(__name__)
@@ -29,44 +25,6 @@ DEMO = "demo"
 
 Progress = Callable[[str, int, int], None]
 """Told of progress as (what is being done, bytes done, bytes in all)."""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
-    """What running a model takes, in bytes, known before it is loaded."""
-
-    weight_bytes: int
-    """Packed weights, estimated from the checkpoint's tensors."""
-    kv_bytes_per_token: int
-    max_model_len: int
-    """Longest prompt plus output, in tokens."""
-    max_num_seqs: int
-    free_bytes: int
-
-    @property
-    def kv_bytes(self) -> int:
-        """Keys and values of one sequence of `max_model_len` tokens."""
-        return self.kv_bytes_per_token * self.max_model_len
-
-    def max_blocks(self, block_size: int) -> int:
-        """Most blocks of the cache: for `max_num_seqs` of the longest sequences, if memory has room."""
-        longest = -(-self.max_model_len // block_size)
-        room = int((self.free_bytes - self.weight_bytes) * _KV_SHARE)
-        return max(longest, min(longest * self.max_num_seqs, room // (self.kv_bytes_per_token * block_size)))
-
-    def first_blocks(self, block_size: int, device: Device) -> int:
-        """Blocks to begin with: growing costs a GPU much, and a CPU little."""
-        if device.is_host:
-            return 16
-        room = int((self.free_bytes - self.weight_bytes) * _KV_SHARE) // 4
-        return max(16, min(_GPU_FIRST_TOKENS, room // self.kv_bytes_per_token) // block_size)
-
-    def __str__(self) -> str:
-        per_token, whole = format_bytes(self.kv_bytes_per_token), format_bytes(self.kv_bytes)
-        return (
-            f"weights {format_bytes(self.weight_bytes)}, KV cache {per_token} per token, {whole} for a "
-            f"sequence of {self.max_model_len} tokens; {format_bytes(self.free_bytes)} free"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +40,12 @@ class LoadedModel:
     chat_template: ChatTemplate | None
     kv_dtype: DType
     plan: MemoryPlan
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        ids = self.config.eos_token_ids, self.generation.eos_token_ids, self.tokenizer.eos_token_ids
+        return frozenset(chain.from_iterable(ids))
 
 
 def open_model(model: str | Path | None, progress: Progress | None = None) -> Checkpoint:
@@ -195,85 +159,3 @@ def _chat_template(tokenizer: Tokenizer) -> ChatTemplate | None:
         bos_token=texts.get(tokenizer.bos_token_id, "") if tokenizer.bos_token_id is not None else "",
         eos_token=texts.get(eos, "") if eos is not None else "",
     )
-
-
-# --- memory -----------------------------------------------------------------------------------------------
-
-_KV_SHARE = 0.9  # of what the weights leave free: the rest is for activations
-_GPU_FIRST_TOKENS = (
-    16384  # a cache for this many tokens is reserved at once, if a quarter of the room suffices
-)
-_LARGE_GPU_BYTES = 32 << 30
-_SHORTEST_CONTEXT = 64  # tokens; a model whose context had to be cut below that is not worth loading
-
-
-def kv_dtype(checkpoint: Checkpoint, engine: EngineConfig) -> DType:
-    """The type of keys and values: the weights' own; of quantized ones, 16 bits that suit the device."""
-    if engine.kv_cache_dtype != "auto":
-        return DType(engine.kv_cache_dtype)
-    matrices = [info for info in checkpoint.tensors.values() if len(info.shape) == 2]
-    if engine.quantizes or any(info.scheme is not None for info in matrices):
-        # float16 is the more precise; a GPU's tensor cores want it to be what the activations are.
-        return DType.float16 if Device(engine.device).is_host else DType.bfloat16
-    if engine.dtype != "auto":
-        return DType(engine.dtype)
-    stored = {info.dtype for info in matrices}
-    return DType.float32 if "float32" in stored else DType(min(stored, default="float32"))
-
-
-def plan_memory(checkpoint: Checkpoint, engine: EngineConfig, device: Device) -> MemoryPlan:
-    """What running a checkpoint takes, and how long a context the memory allows.
-
-    An explicit `max_model_len` may exceed what the checkpoint states: some state less than they can do.
-
-    Raises:
-        OutOfMemoryError: weights and cache do not fit; the message says what is needed and what there is.
-    """
-    config = checkpoint.config
-    trained = config.max_position_embeddings
-    if engine.max_model_len is not None and engine.max_model_len > trained:
-        log.warning("max_model_len=%d: the model states only %d positions", engine.max_model_len, trained)
-    weight_bytes = packed_weight_bytes(checkpoint, engine)
-    per_token = bytes_per_token(config, kv_dtype(checkpoint, engine))
-    memory = device.memory_info()
-    room = memory.free_bytes - weight_bytes
-    shortest = engine.max_model_len or min(trained, _SHORTEST_CONTEXT)
-    if room < per_token * shortest:
-        raise out_of_memory(str(device), weight_bytes + per_token * shortest, memory)
-    length = engine.max_model_len or trained
-    if room < per_token * length:
-        length = max(shortest, int(room * _KV_SHARE) // per_token)
-        log.info("memory allows a context of %d of the model's %d tokens", length, trained)
-    return MemoryPlan(weight_bytes, per_token, length, engine.max_num_seqs, memory.free_bytes)
-
-
-def max_batched_tokens(engine: EngineConfig, device: Device) -> int:
-    """Most tokens of a prompt that one pass takes in: what the user says, or what suits the device.
-
-    A GPU wants many rows at a time; their activations take some hundred megabytes.
-    """
-    if engine.max_num_batched_tokens is not None:
-        return engine.max_num_batched_tokens
-    if device.is_host:
-        return 512
-    return 8192 if device.memory_info().total_bytes >= _LARGE_GPU_BYTES else 2048
-
-
-def packed_weight_bytes(checkpoint: Checkpoint, engine: EngineConfig) -> int:
-    """Memory that all tensors of a checkpoint will take once they are loaded."""
-    return sum(_packed_bytes(info, engine) for info in checkpoint.tensors.values())
-
-
-def _packed_bytes(info: TensorInfo, engine: EngineConfig) -> int:
-    """Memory that a tensor will take once it is loaded."""
-    elements = math.prod(info.shape)
-    if len(info.shape) < 2:
-        return 4 * elements
-    columns = info.shape[1]
-    if info.scheme is not None and can_be_kept(info.scheme, columns):
-        return info.scheme.nbytes(*info.shape)
-    if info.scheme is None and engine.quantizes and columns % 32 == 0:
-        return AT_LOAD[str(engine.quant)](32).nbytes(*info.shape)
-    if engine.dtype != "auto":
-        return elements * DType(engine.dtype).itemsize
-    return elements * (UNPACKED if info.scheme is not None else DType(info.dtype)).itemsize

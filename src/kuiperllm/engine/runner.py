@@ -1,68 +1,161 @@
-"""Runs the model for the sequences of a step. The only part of the engine that makes tensors."""
+"""Runs the model for the sequences of a step. The part of the engine that makes tensors."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from kuiperllm.core import Tensor
-from kuiperllm.core.device import Graph
-from kuiperllm.engine.decode_graph import Choice, DecodeState
+import numpy as np
+from numpy.typing import NDArray
+
+from kuiperllm.core import DType, Tensor
+from kuiperllm.core.device import Event, Graph
+from kuiperllm.engine.decode_graph import DecodeState
 from kuiperllm.engine.kv_cache import KVCache
-from kuiperllm.engine.prefill import Prefill
+from kuiperllm.engine.newest import Newest
+from kuiperllm.engine.outbox import Outbox
+from kuiperllm.engine.passes import Passes
+from kuiperllm.engine.rows import Rows
 from kuiperllm.engine.scheduler import Step
+from kuiperllm.engine.sequence import Sequence
 from kuiperllm.models import Decoder
+from kuiperllm.ops.argmax import argmax
+from kuiperllm.ops.bias_logits import bias_logits
+from kuiperllm.ops.logprobs import logprobs
+from kuiperllm.ops.mask_logits import mask_logits
+from kuiperllm.ops.penalize import penalize
+from kuiperllm.ops.pick_tokens import pick_tokens
+from kuiperllm.ops.sample import sample
 
-_ROTARY_TOKENS = 512  # the table of rotary angles begins with this many positions
-_GPU_ROTARY_TOKENS = 8192  # capturing a step anew, as every growth demands, costs a GPU many steps
-_GPU_TABLE_TOKENS = 512  # steps are captured for contexts of up to this many tokens, or 4, 16, ... times
+LOGITS_BYTES = 128 << 20
+"""Logits that are held at once: 219 places of a vocabulary of 152,000, or 1,048 of one of 32,000."""
+
+Read = Callable[[], NDArray[Any]]
+"""Gives values that the device has computed; to be called once, after the pass is done."""
+
+
+class Launched:
+    """A pass that was queued.
+
+    Attributes:
+        step: what it works on.
+        logits: float32 [num_sampled, V] if tokens are still to be chosen, before any other pass is queued.
+        draws: what `ops.sample` is to know of each of these rows.
+        logprobs: how likely the chosen tokens were, which ones were most likely, and how likely those were.
+        prompt_logprobs: sequences, the place of the first token that is reported on, and the same of these.
+        embeddings: embedded sequences and their last hidden states.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.logits: Tensor | None = None
+        self.draws: Mapping[str, Tensor] = {}
+        self.logprobs: list[Read] = []
+        self.prompt_logprobs: list[tuple[Sequence, int, list[Read]]] = []
+        self.embeddings: list[tuple[Sequence, Read]] = []
+        self._tokens: NDArray[Any] | None = None
+        self._event: Event | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of the pass has been queued, the choice of tokens included."""
+        return self._event is not None
+
+    def complete(self, event: Event, tokens: NDArray[Any] | None) -> None:
+        """Note that all of it has been queued: behind the event, the tokens are there."""
+        self._event, self._tokens = event, tokens
+
+    def wait(self) -> list[int]:
+        """Wait until the pass is done; the token of each sampled sequence."""
+        assert self._event is not None
+        self._event.wait()
+        if self._tokens is None:
+            return []
+        tokens: list[int] = self._tokens[: self.step.num_sampled].tolist()
+        return tokens
 
 
 class Runner:
-    """Decode steps are captured once per batch size, and so are short prompts on a GPU.
+    """Queues passes, each of which may begin with tokens that the one before it has yet to choose.
 
     Args:
         model: what to run.
         cache: the keys and values of its layers.
+        max_num_seqs: most sequences of a step.
         max_model_len: the longest sequence there will be.
         vocab_size: ids below this may be chosen (default: all of the model's).
     """
 
     def __init__(
-        self, model: Decoder, cache: KVCache, max_model_len: int, vocab_size: int | None = None
+        self,
+        model: Decoder,
+        cache: KVCache,
+        max_num_seqs: int,
+        max_model_len: int,
+        vocab_size: int | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
-        self.max_model_len = max_model_len
         self.vocab_size = vocab_size or model.config.vocab_size
-        self._states: dict[tuple[int, int], DecodeState] = {}  # by batch size and width of the block table
-        self._prefills: dict[tuple[int, int], Prefill] = {}  # by length and width
-        self._prefill_graph: Graph | None = None  # any of them: they all share their memory
-        self._is_prepared = False
         self.device_s = 0.0
-        """Time that the host spent in captured steps, or waiting for them, so far."""
+        """Time that the host spent in captured passes, or waiting for some, so far."""
+        self.passes = Passes(model, cache, max_num_seqs, max_model_len, self.vocab_size)
+        self._rows = Rows(max_num_seqs, self.passes.widest, cache.block_size)
+        self._outbox = Outbox(model.device)
+        self._newest = Newest([], None)
+        self._following: tuple[DecodeState, list[Sequence]] | None = None
+        """What chose the newest tokens, and whose these are, if that was a graph."""
 
-    def run(self, step: Step, num_blocks: int) -> Tensor | None:
-        """Process the tokens of a step.
+    def launch(self, step: Step, num_blocks: int, *, chooses: bool) -> Launched:
+        """Queue a pass. The newest tokens of its sequences need not be known if the last pass chooses them.
 
         Args:
-            step: sequences whose blocks suffice for these tokens, all known.
+            step: sequences whose blocks suffice for these tokens.
             num_blocks: how many blocks there are in all.
-
-        Returns:
-            float32 [S, V], valid until the next call: the logits after the last token of each sequence; None
-            in the middle of a prompt.
+            chooses: whether tokens depend on logits and draws alone, so that the device chooses them by
+                itself; otherwise `choose` has to follow, before any other pass.
         """
         self._reserve(step, num_blocks)
+        self._rows.update(step.changed)
+        launched = Launched(step)
         if step.is_decode:
-            state = self._state(step)
-            self._replay(state.prepare(step.sequences, None))
-            logits: Tensor | None = state.logits
+            self._decode(launched, chooses)
         else:
-            logits = self._prefill(step)
-        for sequence in step.sequences:
-            sequence.num_computed += step.num_tokens
-        return logits
+            self._mixed(launched)
+            if chooses:
+                self.choose(launched)
+        return launched
+
+    def choose(self, launched: Launched, num_logprobs: int | None = None, own: Tensor | None = None) -> None:
+        """Choose tokens from the logits of a pass, which may have been changed meanwhile.
+
+        Args:
+            launched: the pass.
+            num_logprobs: of how many most likely tokens to report log probabilities, besides those of the
+                chosen ones; None: report nothing.
+            own: the logits that are reported on, if not those that the choice is made from.
+        """
+        logits, step = launched.logits, launched.step
+        tokens: NDArray[Any] | None = None
+        newest: Tensor | None = None
+        if logits is not None:
+            tokens, row = self.passes.ring.take()
+            newest = row[: step.num_sampled]
+            if all(sequence.params.temperature == 0 for sequence in step.sequences[: step.num_sampled]):
+                argmax(logits, out=newest)
+            else:
+                sample(logits, **launched.draws, out=newest)
+            if num_logprobs is not None:
+                launched.logprobs = self._logprobs(logits if own is None else own, newest, num_logprobs)
+        self._queued(launched, tokens, newest)
+
+    def wait(self, launched: Launched) -> list[int]:
+        """Wait until a pass is done; the token of each sampled sequence."""
+        began = time.perf_counter()
+        tokens = launched.wait()
+        self.device_s += time.perf_counter() - began
+        return tokens
 
     def residual(self, step: Step, num_blocks: int) -> Tensor:
         """Process a piece of a prompt, and give what the logits of all its tokens are made from.
@@ -75,120 +168,108 @@ class Runner:
             [num_tokens, D], for `Decoder.logits_of`.
         """
         self._reserve(step, num_blocks)
-        (sequence,) = step.sequences
-        prefill = Prefill(self.model, self.cache, step.num_tokens, self._key(step)[1])
-        prefill.upload(sequence, step.num_tokens)
-        self._prepare(prefill)
-        residual = prefill.run()
-        sequence.num_computed += step.num_tokens
-        return residual
+        self._rows.update(step.sequences)
+        batch = self.passes.exact(step)
+        batch.upload(step, self._rows, Newest([], None))
+        return batch.run()
 
-    def decode(self, step: Step, num_blocks: int, choice: Choice) -> Callable[[], list[int]]:
-        """Queue a decode step that also chooses the next tokens, on the device.
-
-        The newest tokens of the sequences need not be known yet if this step `follows` the one before.
+    def warm_up(self, num_blocks: int, max_num_tokens: int) -> None:
+        """Compile all kernels that will be needed, and capture decode steps of all sizes.
 
         Args:
-            step: a decode step of sequences whose blocks suffice.
-            num_blocks: how many blocks there are in all.
-            choice: how to choose.
-
-        Returns:
-            What waits for the tokens and returns them, one for each sequence; to be called before three more
-            steps are queued.
+            num_blocks: how many blocks the cache will ever have.
+            max_num_tokens: most tokens of a pass.
         """
-        self._reserve(step, num_blocks)
-        state = self._state(step)
-        self._replay(state.prepare(step.sequences, choice))
-        row = state.chosen_row()
-        event = self.model.device.backend.record()
-        for sequence in step.sequences:
-            sequence.num_computed += 1
+        self.passes.warm_up(num_blocks, max_num_tokens)
+        device = self.model.device
+        ints, floats = (Tensor.zeros((1,), dtype, device) for dtype in (DType.int32, DType.float32))
+        logits, bits = (
+            self.passes.logits[:1],
+            Tensor.zeros((1, -(-self.vocab_size // 32)), DType.int32, device),
+        )
 
-        def wait() -> list[int]:
-            began = time.perf_counter()
-            event.wait()
-            self.device_s += time.perf_counter() - began
-            tokens: list[int] = state.tokens[row].tolist()
-            return tokens
+        def what_is_not_captured() -> None:
+            argmax(logits)
+            logprobs(logits, ints, 1)
+            pick_tokens(ints, ints, ints)
+            penalize(logits, ints, ints, ints, floats, floats, floats)
+            bias_logits(logits, ints, ints, floats)
+            mask_logits(logits[:, : self.vocab_size], bits)
 
-        return wait
+        device.backend.prepare(what_is_not_captured)
 
-    def follows(self, step: Step, num_blocks: int) -> bool:
-        """Whether a decode step can be queued before the newest tokens of its sequences are known."""
-        state = self._states.get(self._key(step))
-        return state is not None and self._has_room(step, num_blocks) and state.follows(step.sequences)
+    def reset(self) -> None:
+        """Forget what is under way, and wait for it: an exception may have come at any place."""
+        self.model.device.synchronize()
+        self.passes.ring.reset()
+        self._newest, self._following = Newest([], None), None
 
-    def _has_room(self, step: Step, num_blocks: int) -> bool:
-        """Whether the cache and the table of angles are large enough for a step."""
-        tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
-        return num_blocks <= self.cache.num_blocks and tokens <= self.model.rotary.num_positions
+    # --- the two kinds of passes --------------------------------------------------------------------------
 
-    def _key(self, step: Step) -> tuple[int, int]:
-        """How many sequences, and the width of their block table, which is one of a few.
+    def _decode(self, launched: Launched, chooses: bool) -> None:
+        step, state = launched.step, self.passes.decode(launched.step)
+        state.prepare(step, self._rows, self._newest, follows=self._following == (state, step.sequences))
+        self._replay(state.graph(("greedy" if state.is_greedy else "sample") if chooses else None))
+        count = len(step.sequences)
+        if chooses:
+            self._queued(launched, *self.passes.ring.of_graph())
+            self._following = state, step.sequences
+        else:
+            launched.logits = self.passes.logits[:count, : self.vocab_size]
+            launched.draws = {name: values[:count] for name, values in state.draws.items()}
 
-        How a context is split between the multiprocessors of a GPU follows from that width, so steps of short
-        contexts are captured apart from those of long ones.
-        """
-        needed = max(len(sequence.blocks) for sequence in step.sequences)
-        width, factor = 1, 2
-        if not self.model.device.is_host:
-            width, factor = max(1, _GPU_TABLE_TOKENS // self.cache.block_size), 4
-        while width < needed:
-            width *= factor
-        return len(step.sequences), width
+    def _mixed(self, launched: Launched) -> None:
+        step = launched.step
+        batch, is_known = self.passes.mixed(step)
+        batch.upload(step, self._rows, self._newest)
+        if is_known:
+            self._replay(batch.graph())
+        else:
+            residual = batch.run()
+            self._report(launched, residual)
+            if step.num_sampled:
+                batch.logits(residual)
+        if step.num_sampled:
+            launched.logits = self.passes.logits[: step.num_sampled, : self.vocab_size]
+            launched.draws = {name: values[: step.num_sampled] for name, values in batch.draws.items()}
+
+    def _queued(self, launched: Launched, tokens: NDArray[Any] | None, newest: Tensor | None) -> None:
+        launched.complete(self.model.device.backend.record(), tokens)
+        self._newest = Newest(launched.step.sequences[: launched.step.num_sampled], newest)
+        self._following = None
 
     def _replay(self, graph: Graph) -> None:
-        started = time.perf_counter()
+        began = time.perf_counter()
         graph.replay()
-        self.device_s += time.perf_counter() - started
-
-    def _state(self, step: Step) -> DecodeState:
-        key = self._key(step)
-        if key not in self._states:
-            self._states[key] = DecodeState(self.model, self.cache, *key, self.vocab_size)
-        return self._states[key]
+        self.device_s += time.perf_counter() - began
 
     def _reserve(self, step: Step, num_blocks: int) -> None:
-        """Make cache and tables large enough; what was captured on smaller ones is thrown away."""
-        if self._has_room(step, num_blocks):
-            return
-        tokens = max(sequence.num_computed for sequence in step.sequences) + step.num_tokens
-        positions = self.model.rotary.num_positions
-        self._states.clear()  # first: captured steps keep the memory of what is to be replaced
-        self._prefills.clear()
-        self._prefill_graph = None
-        self.cache.reserve(num_blocks)
-        if tokens > positions:
-            least = _ROTARY_TOKENS if self.model.device.is_host else _GPU_ROTARY_TOKENS
-            target = max(2 * positions, -(-tokens // least) * least)
-            self.model.rotary.reserve(min(target, max(tokens, self.max_model_len)))
+        if self.passes.reserve(step.longest, num_blocks):
+            self._following = None
 
-    def _prefill(self, step: Step) -> Tensor | None:
-        (sequence,), num_tokens = step.sequences, step.num_tokens
-        length = None if self.model.device.is_host else Prefill.captured_length(num_tokens)
-        width = self._key(step)[1]
-        prefill = self._prefills.get((length, width)) if length is not None else None
-        is_known = prefill is not None
-        if prefill is None:
-            prefill = Prefill(self.model, self.cache, length or num_tokens, width)
-        prefill.upload(sequence, num_tokens)
-        is_end = sequence.num_computed + num_tokens == sequence.num_tokens
-        if is_known:
-            if prefill.captured is None:
-                prefill.capture(self._prefill_graph)
-            assert prefill.captured is not None
-            self._prefill_graph, logits = prefill.captured
-            self._prefill_graph.replay()
-            return logits if is_end else None
-        if length is not None:
-            self._prefills[length, width] = prefill  # if the length comes again, it is worth capturing
-        self._prepare(prefill)
-        residual = prefill.run()
-        return prefill.logits(residual) if is_end else None
+    # --- what is reported besides tokens ------------------------------------------------------------------
 
-    def _prepare(self, prefill: Prefill) -> None:
-        """Compile the kernels of a pass, all at once, before the first one."""
-        if not self._is_prepared:
-            self.model.device.backend.prepare(lambda: prefill.logits(prefill.run()))
-            self._is_prepared = True
+    def _report(self, launched: Launched, residual: Tensor) -> None:
+        """Queue what some sequences of a mixed pass are asked for, besides their next token."""
+        step, begin = launched.step, 0
+        for sequence, start, count in zip(step.sequences, step.starts, step.num_tokens, strict=True):
+            rows = residual[begin : begin + count]
+            begin += count
+            if sequence.wants_prompt_logprobs:
+                self._report_prompt(launched, sequence, start + 1, rows)
+            if sequence.embeds and start + count == sequence.num_tokens:
+                hidden = self.model.normalized(rows[count - 1 :])
+                launched.embeddings.append((sequence, self._outbox.post(hidden)))
+
+    def _report_prompt(self, launched: Launched, sequence: Sequence, place: int, rows: Tensor) -> None:
+        """How likely the tokens of a prompt from a place on are; row r is of the token before `place + r`."""
+        targets = np.array(sequence.prompt_ids[place : place + rows.shape[0]], np.int32)
+        at_once = max(1, LOGITS_BYTES // (4 * self.model.config.vocab_size))
+        for first in range(0, len(targets), at_once):
+            part = Tensor.from_numpy(targets[first : first + at_once]).to(rows.device)
+            logits = self.model.logits_of(rows[first : first + part.shape[0]])[:, : self.vocab_size]
+            reads = self._logprobs(logits, part, sequence.params.prompt_logprobs or 0)
+            launched.prompt_logprobs.append((sequence, place + first, reads))
+
+    def _logprobs(self, logits: Tensor, token_ids: Tensor, count: int) -> list[Read]:
+        return [self._outbox.post(t) for t in logprobs(logits, token_ids, min(count, logits.shape[1]))]

@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 from kuiperllm.config import SamplingParams
 from kuiperllm.core import Tensor
 from kuiperllm.engine.block_pool import BlockPool
-from kuiperllm.engine.runner import Runner
+from kuiperllm.engine.runner import LOGITS_BYTES, Runner
 from kuiperllm.engine.scheduler import Step
 from kuiperllm.engine.sequence import Sequence
 from kuiperllm.errors import CheckpointError
 from kuiperllm.ops.logprobs import logprobs
-
-_LOGITS_BYTES = 128 << 20
-"""Logits that are held at once: 219 places of a vocabulary of 152,000, or 1,048 of one of 32,000."""
 
 
 class Scorer:
@@ -84,18 +81,19 @@ class Scorer:
             OutOfMemoryError: the device has not enough memory.
         """
         taken_in = ids[:-1]  # of what would follow the last token, nothing is asked
-        sequence = Sequence(taken_in, SamplingParams(), seed=0, max_tokens=0)
+        sequence = Sequence(taken_in, SamplingParams(), seed=0, max_tokens=0, row=0)
         sequence.blocks = self._pool.allocate(self._pool.blocks_for(len(taken_in)))
-        at_once = max(1, _LOGITS_BYTES // (4 * self._runner.model.config.vocab_size))
+        at_once = max(1, LOGITS_BYTES // (4 * self._runner.model.config.vocab_size))
         try:
             for begin in range(0, len(taken_in), max_tokens or self.max_tokens):
                 count = min(max_tokens or self.max_tokens, len(taken_in) - begin)
-                residual = self._runner.residual(Step([sequence], count), self._pool.num_blocks)
+                step = Step([sequence], [count], [begin], num_single=0, num_sampled=0)
+                residual = self._runner.residual(step, self._pool.num_blocks)
                 for row in range(max(0, first - 1 - begin), count, at_once):
                     rows = residual[row : min(count, row + at_once)]
                     yield begin + row + 1, self._runner.model.logits_of(rows)
         finally:
-            self._pool.free(sequence.blocks)
+            self._pool.release(sequence.blocks)
 
 
 def not_finite() -> CheckpointError:

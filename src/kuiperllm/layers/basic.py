@@ -46,12 +46,15 @@ class Linear:
         (weight,) = self.weights
         return weight
 
-    def of_norm(self, x: Tensor, norm: RMSNorm, dtype: DType | None = None) -> Tensor:
+    def of_norm(
+        self, x: Tensor, norm: RMSNorm, dtype: DType | None = None, *, out: Tensor | None = None
+    ) -> Tensor:
         """[T, K] -> [T, N]: the projection of the normalized x, of x's type or another."""
+        if out is None:
+            out = Tensor.empty((x.shape[0], self.out_features), dtype or x.dtype, x.device)
         if len(self.weights) == 1:
-            return norm_linear(x, norm.weight, norm.eps, self.weight, dtype=dtype)
+            return norm_linear(x, norm.weight, norm.eps, self.weight, out=out)
         normalized = rms_norm(x, norm.weight, norm.eps)
-        out = Tensor.empty((x.shape[0], self.out_features), dtype or x.dtype, x.device)
         first = 0
         for weight in self.weights:
             after = first + weight.out_features

@@ -9,6 +9,7 @@ from kuiperllm.core import DType, Tensor
 from kuiperllm.layers import Embedding, Linear, RMSNorm, RotaryEmbedding, SelfAttention, SwiGLU, WeightLoader
 from kuiperllm.ops.attention import Batch, LayerCache
 from kuiperllm.ops.linear import activation_dtype
+from kuiperllm.ops.rms_norm import rms_norm
 from kuiperllm.ops.take_rows import take_rows
 
 
@@ -108,11 +109,15 @@ class Decoder:
             layer(residual, cache, batch)
         return residual
 
-    def logits(self, residual: Tensor, batch: Batch) -> Tensor:
+    def logits(self, residual: Tensor, batch: Batch, *, out: Tensor | None = None) -> Tensor:
         """Logits, float32 [S, V], for what follows the last token of each sequence."""
         last = residual if batch.last_tokens is None else take_rows(residual, batch.last_tokens)  # [S, D]
-        return self.logits_of(last)
+        return self.logits_of(last, out=out)
 
-    def logits_of(self, rows: Tensor) -> Tensor:
+    def normalized(self, rows: Tensor) -> Tensor:
+        """The last hidden state of some tokens, [S, D], from their rows of `forward`, [S, D]."""
+        return rms_norm(rows, self.norm.weight, self.norm.eps)
+
+    def logits_of(self, rows: Tensor, *, out: Tensor | None = None) -> Tensor:
         """Logits, float32 [S, V], for what follows some tokens, from their rows of `forward`, [S, D]."""
-        return self.lm_head.of_norm(rows, self.norm, DType.float32)
+        return self.lm_head.of_norm(rows, self.norm, DType.float32, out=out)

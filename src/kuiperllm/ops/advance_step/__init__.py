@@ -45,7 +45,7 @@ def advance_step(
     Each sequence's token becomes its input, its position and length grow by one, and its slot becomes that of
     the new position p: block_table[p // block_size] * block_size + p % block_size, or -1 where the table has
     no such block. The tokens are also written to row `step` % R of `history`, and `step` grows by one (it
-    wraps to 0 behind the largest int32).
+    wraps to 0 behind the largest int32). A row whose slot is below -1 is padding, and nothing of it changes.
 
     Args:
         tokens: int32 [S].
@@ -85,14 +85,19 @@ def reference(
     step: NDArray[Any],
 ) -> tuple[NDArray[Any], ...]:
     """What each of `WRITES` becomes."""
+    padding = slot_mapping < -1
     places = positions.astype(np.int64) + 1
     blocks, within = np.divmod(places, block_size)
     inside = blocks < block_table.shape[1]
     found = np.take_along_axis(block_table, np.where(inside, blocks, 0)[:, None], axis=1)[:, 0]
     slots = np.where(inside, found.astype(np.int64) * block_size + within, -1)
     written = history.copy()
-    written[step[0] % len(history)] = tokens
-    return tokens, places.astype(np.int32), seq_lens + 1, slots, written, (step + 1) & np.int32(2**31 - 1)
+    row = written[step[0] % len(history)]
+    row[:] = np.where(padding, row, tokens)
+    changed = (tokens, places.astype(np.int32), seq_lens + 1, slots)
+    before = (input_ids, positions, seq_lens, slot_mapping)
+    kept = (np.where(padding, old, new) for old, new in zip(before, changed, strict=True))
+    return *kept, written, (step + 1) & np.int32(2**31 - 1)
 
 
 def inputs(sequences: int, blocks: int, block_size: int, rows: int, step: int) -> Any:
@@ -101,12 +106,14 @@ def inputs(sequences: int, blocks: int, block_size: int, rows: int, step: int) -
     def make(rng: np.random.Generator) -> dict[str, Any]:
         positions = rng.integers(0, blocks * block_size, sequences, np.int32)
         positions[:1] = blocks * block_size - 1  # the next position is behind the table
+        slots = rng.integers(-1, 1000, sequences, np.int64)
+        slots[3::4] = -2  # padding
         return {
             "tokens": rng.integers(0, 1000, sequences, np.int32),
             "input_ids": rng.integers(0, 1000, sequences, np.int32),
             "positions": positions,
             "seq_lens": positions + 1,
-            "slot_mapping": rng.integers(0, 1000, sequences, np.int64),
+            "slot_mapping": slots,
             "block_table": rng.integers(0, 2**31 - 1, (sequences, blocks), np.int32),
             "block_size": block_size,
             "history": rng.integers(0, 1000, (rows, sequences), np.int32),

@@ -17,6 +17,7 @@ struct BatchState {
     struct Next {
         int position, length, now;
         long long slot;
+        bool is_padding;  // with a slot below -1: it stays as it is
     };
     DEVICE Next next(int sequence) const { return next(sequence, *step); }
     // `now` is the step that ends, the same for all sequences.
@@ -25,9 +26,10 @@ struct BatchState {
         long long slot = -1;
         if (block < width)
             slot = (long long)block_table[sequence * table_stride + block] * block_size + place % block_size;
-        return {place, seq_lens[sequence] + 1, now, slot};
+        return {place, seq_lens[sequence] + 1, now, slot, slot_mapping[sequence] < -1};
     }
     DEVICE void advance(int sequence, int token, const Next& next) const {
+        if (next.is_padding) return;
         input_ids[sequence] = token;
         positions[sequence] = next.position;
         seq_lens[sequence] = next.length;

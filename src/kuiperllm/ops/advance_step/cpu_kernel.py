@@ -10,6 +10,8 @@ def advance_step(
 ):  # fmt: skip
     row = (step[0] % rows) * history_stride
     for s in range(sequences):
+        if slot_mapping[s] < -1:
+            continue
         token, place = tokens[s], positions[s] + 1
         block = place // block_size
         input_ids[s] = token

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +48,37 @@ class Batch:
     """The most tokens of this pass that any sequence has."""
     last_tokens: Tensor | None = None
     """int32 [S]: which of T is the last token of each sequence; None: each has just one."""
+    num_single: int = 0
+    """How many sequences at the beginning have one token each; kernels may look at these by themselves."""
     is_captured_step: bool = False
     """Whether the pass is a graph of its own, so that all it is told here, and the keys and values of earlier
     tokens, are in memory before its first kernel starts. Kernels may then read them ahead."""
+
+    def split(self) -> tuple[Batch, Batch] | None:
+        """The first `num_single` sequences, and the others, whose tokens keep their places among the T.
+
+        None if there are not both.
+        """
+        first = self.num_single
+        if not 0 < first < self.seq_lens.shape[0]:
+            return None
+        table, starts, lens = self.block_table, self.query_start_loc, self.seq_lens
+        single = replace(
+            self,
+            block_table=table[:first],
+            query_start_loc=starts[: first + 1],
+            seq_lens=lens[:first],
+            max_query_len=1,
+            num_single=0,
+        )
+        others = replace(
+            self,
+            block_table=table[first:],
+            query_start_loc=starts[first:],
+            seq_lens=lens[first:],
+            num_single=0,
+        )
+        return single, others
 
 
 def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> None:
@@ -120,6 +148,9 @@ def reference(
     repeats = q.shape[1] // k.shape[1]
     out, q0, k0 = np.empty_like(q), 0, 0
     for query_len, seq_len in zip(query_lens, seq_lens, strict=True):
+        if not query_len:
+            k0 += seq_len
+            continue
         keys = np.repeat(k[k0 : k0 + seq_len], repeats, axis=1)
         values = np.repeat(v[k0 : k0 + seq_len], repeats, axis=1)
         scores = scale * np.einsum("thd,shd->hts", q[q0 : q0 + query_len], keys)
@@ -192,13 +223,20 @@ def _prepare(
     scale: float,
     block_size: int,
     dtype: str,
+    single: int,
 ) -> dict[str, Any]:
     cache, batch = paged(k, v, query_lens, seq_lens, block_size, DType(dtype))
-    return {"q": q, "cache": cache, "batch": batch, "scale": scale}
+    return {"q": q, "cache": cache, "batch": replace(batch, num_single=single), "scale": scale}
 
 
 def _reference(
-    q: NDArray[Any], k: NDArray[Any], v: NDArray[Any], block_size: int, dtype: str, **lengths: Any
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    block_size: int,
+    dtype: str,
+    single: int,
+    **lengths: Any,
 ) -> NDArray[Any]:
     kind = DType(dtype).numpy
     return reference(q, k.astype(kind), v.astype(kind), **lengths)
@@ -213,6 +251,7 @@ def _case(
     head_dim: int,
     block_size: int = 32,
     dtype: str = "float32",
+    single: int = 0,
     benchmark: bool = False,
 ) -> Case:
     pairs = sum(m * n - m * (m - 1) // 2 for m, n in zip(query_lens, seq_lens, strict=True))
@@ -229,6 +268,7 @@ def _case(
             "scale": head_dim**-0.5,
             "block_size": block_size,
             "dtype": dtype,
+            "single": single,
         }
 
     return Case(
@@ -258,6 +298,9 @@ CASES = [
         _case("prefill", [70], [70], 8, 2, 64, dtype=dtype),
         _case("prefill-chunk", [33], [100], 4, 1, 80, dtype=dtype),
         _case("mixed", [5, 1, 31, 1], [5, 64, 63, 200], 6, 3, 20, dtype=dtype),
+        _case("split", [1, 1, 5, 1, 31], [64, 200, 5, 7, 63], 6, 3, 20, single=2, dtype=dtype),
+        _case("split-padded", [1, 1, 5, 0, 0], [64, 1, 40, 0, 0], 6, 3, 64, single=2, dtype=dtype),
+        _case("split-long", [1, 40], [900, 70], 4, 2, 64, single=1, dtype=dtype),
         _case("block-16", [17], [47], 3, 3, 36, block_size=16, dtype=dtype),
         _case("block-64", [9, 1], [130, 64], 4, 2, 32, block_size=64, dtype=dtype),
     )

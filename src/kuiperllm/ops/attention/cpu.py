@@ -48,6 +48,10 @@ def write_kv(k: Tensor, v: Tensor, cache: LayerCache, slot_mapping: Tensor) -> N
 
 def attention(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Tensor) -> None:
     """Work items: sequence x key/value head x tile of query rows x piece of the context."""
+    if (parts := batch.split()) is not None:
+        for part in parts:
+            attention(q, cache, part, scale, out)
+        return
     heads, d = q.shape[1:]
     sequences, table_width = batch.block_table.shape
     repeats = heads // cache.num_kv_heads

@@ -71,15 +71,19 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Ten
         out.copy_(aligned)
     elif batch.max_query_len == 1:
         _decode(q, cache, batch, scale, out)
-    elif takes_tensor_cores(q.dtype, cache):
+    elif not takes_tensor_cores(q.dtype, cache):
+        decode_scalar(q, cache, batch, scale, out[:, None])
+    elif (parts := batch.split()) is not None:
+        single, others = parts
+        _decode(q[: batch.num_single], cache, single, scale, out[: batch.num_single])
+        attention(q, cache, others, scale, out)
+    else:
         sequences = batch.seq_lens.shape[0]
         run = cuda_hopper.prefill if USE_HOPPER and cuda_hopper.can_take(q, cache) else _prefill
         apart = sequences > 1 and decodes_on_tensor_cores(q.dtype, cache)
         run(q, cache, batch, scale, out, skip_single=apart)
         if apart:
             decode_mma(q, cache, batch, scale, out[:, None])
-    else:
-        decode_scalar(q, cache, batch, scale, out[:, None])
 
 
 def _decode(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Tensor) -> None:

@@ -126,7 +126,11 @@ decode(const T* q, C* keys, C* values, const int* block_table, const int* query_
 
     int sequence = ONE_EACH ? token : sequence_of(token, query_start, sequences);
     int seen_tokens = seq_lens[sequence];
-    if (!ONE_EACH) seen_tokens -= query_start[sequence + 1] - 1 - token;
+    if (!ONE_EACH) {
+        int after = query_start[sequence + 1];
+        if (token >= after) return;  // padding: it belongs to no sequence
+        seen_tokens -= after - 1 - token;
+    }
     int share = ceil_div(seen_tokens, parts), begin = part * share, end = min(begin + share, seen_tokens);
     int cached = FUSED ? seen_tokens - 1 : seen_tokens;
     const int* table = block_table + sequence * table_row;

@@ -164,11 +164,18 @@ class Tiling:
         return self.swap or epilogue == PLAIN or self.tile_q % (128 if epilogue == SWIGLU else 64) == 0
 
     def estimate(self, m: int, n: int, k: int, multiprocessors: int) -> float:
-        """Roughly how many clock cycles a product takes."""
+        """Roughly how many clock cycles a product takes.
+
+        Of 100 shapes with 8 or more tilings measured, what it finds best is 4 % slower than what is.
+        """
         p, q = self.tiles(m, n)
-        steps, clusters = -(-k // _STEP), self.most_clusters(multiprocessors)
+        working = multiprocessors - (_LEFT_BY_LARGE_CLUSTERS if self.cluster > 2 else 0)
+        steps, clusters = -(-k // _STEP), self.most_clusters(working)
+        partials = 2.0  # of a tile
         if self.split == SPLIT_EVENLY:
-            rounds, passes = 1, -(-p * q * steps // (clusters * self.cluster))
+            blocks = clusters * self.cluster
+            rounds, passes = 1, -(-p * q * steps // blocks)
+            partials = max(partials, 1 + blocks / (p * q))
         elif self.split == SPLIT_IN_CLUSTER:
             rounds = -(-p * q // clusters)
             passes = rounds * -(-steps // self.cluster)
@@ -181,17 +188,18 @@ class Tiling:
         copying = sum(self.rows) * _STEP * 2 / _CACHE_BYTES_PER_CYCLE * self.resident
         step = max(multiplying, copying, _LATENCY / self.stages(False))
         memory = 2 * (n * k + m * k + m * n) / (_MEMORY_BYTES_PER_CYCLE * multiprocessors)
-        merging = (0, 3000 + tile / 8, 800 + (self.cluster - 1) * tile / 16)[self.split]
+        merging = (0, 8000 + 0.09 * tile * partials, 800 + (self.cluster - 1) * tile / 16)[self.split]
         last = tile * 2 / _WRITE_BYTES_PER_CYCLE * rounds
         return max(passes * step, memory) + _LATENCY + merging + last
 
 
 # Of one multiprocessor of an H200 at 1.75 GHz, for the estimate.
 _TILE_PER_CYCLE = 30  # elements of a tile by 64 columns
-_CACHE_BYTES_PER_CYCLE = 30
+_CACHE_BYTES_PER_CYCLE = 36
 _MEMORY_BYTES_PER_CYCLE = 18
 _WRITE_BYTES_PER_CYCLE = 32
 _LATENCY = 1200
+_LEFT_BY_LARGE_CLUSTERS = 16  # multiprocessors; 32 clusters of 4 took two rounds
 
 
 _FEW_ROWS = "s64x{q}c2d s64x{q}c4d s64x{q}c2dr2 s64x{q}c4dr2 s128x{q}c2d s128x{q}c4d s64x{q}c2 s128x{q}c2"
@@ -222,7 +230,7 @@ def candidates(
 
 # --- the choice -------------------------------------------------------------------------------------------
 
-ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+ROWS = (16, 32, 64, 128, 256, 384, 512, 1024, 2048, 4096, 8192)
 """The numbers of rows of X that the table knows; others count as the next larger one."""
 
 _NEAR = 1.0
