@@ -104,7 +104,7 @@ def _round(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> tuple[
         *(x, x if columns is None else columns, values, scales, sums),
         *(tokens, width, x.strides[0], rows, -scheme.middle if scheme.coding == "middle" else -1),
         items=padded,
-        grain=row_grain(k),
+        grain=-(-row_grain(k) // rows) * rows,  # whole tiles: their rows share cache lines
     )
     return values, scales, sums
 
