@@ -48,7 +48,7 @@ class Way:
         if self.tuning is None:
             return f"heads, {self.parts} parts; after {after}"
         t = self.tuning
-        what = f"{self.parts} parts, {t.warps} warps, {t.tiles} tiles, fetch {t.fetch}, early {t.early}"
+        what = f"{self.parts} parts, {t.warps} warps, {t.tiles} tiles, {t.stages} stages"
         return f"{what}; after {after}"
 
 
@@ -162,17 +162,17 @@ class Layers:
 
     def ways(self) -> tuple[list[Way], list[list[Way]]]:
         """Where to begin, and what may replace it: lists of changes, tried one list after the other."""
-        t = tuning_for(self.model.head_dim)
+        t = tuning_for(chip(self.device), self.model.head_dim)
         if self.context <= 512:
-            few = [Way(parts, t._replace(fetch=0)) for parts in (1, 2, 4)]
+            few = [Way(parts, t) for parts in (1, 2, 4)]
             return [Way(4, None), *few], [[Way(4, None, None)], [Way(8, None)]]
         parts = 8 if self.context <= 2048 else 16
         first = Way(parts, t)
         wide = t._replace(warps=4, tiles=2 * t.tiles) if t.tiles < 4 else t._replace(warps=4)
-        shapes = [replace(first, tuning=wide), replace(first, tuning=t._replace(tiles=max(1, t.tiles // 2)))]
+        narrow = t._replace(tiles=max(1, t.tiles // 2), stages=2 * t.stages)
+        shapes = [replace(first, tuning=wide), replace(first, tuning=narrow)]
         return [first, *shapes, *([Way(4, None)] if parts == 8 else [])], [
-            [replace(first, tuning=t._replace(fetch=fetch)) for fetch in (0, 2, 3)],
-            [replace(first, tuning=t._replace(early=early)) for early in (1, 2, None)],
+            [replace(first, tuning=t._replace(stages=stages)) for stages in (1, 2, 4, 6)],
             [replace(first, followed=left) for left in (None, 64, 192, 256)],
             [replace(first, parts=other) for other in (parts // 2, parts * 3 // 4, min(2 * parts, 16))],
         ]
@@ -234,8 +234,8 @@ def _prepare(layers: Layers) -> None:
     ways = [*begin, *(way for group in changes for way in group)]
     tunings = {way.tuning for way in ways if way.tuning is not None}
     shapes = {(t.warps, t.tiles) for t in tunings}
-    fetches = {t.fetch for t in tunings}
-    ways += [Way(1, Tuning(w, tiles, fetch, 0)) for w, tiles in shapes for fetch in fetches]
+    stages = {t.stages for t in tunings}
+    ways += [Way(1, Tuning(w, tiles, n)) for w, tiles in shapes for n in stages]
     with collecting(layers.device) as kernels:
         for way in ways:
             layers.layer(way, 0, *layers.room(way))

@@ -31,10 +31,10 @@ from rich.table import Table
 from kuiperllm.backends.cuda.backend import CudaBackend
 from kuiperllm.backends.cuda.launch import chip, compile_all
 from kuiperllm.core import Device, DType, Tensor
-from kuiperllm.ops.linear import LinearWeight, WeightFormat, gemv_codes_plan
+from kuiperllm.ops.linear import LinearWeight, WeightFormat, gemv_codes_plan, gemv_digits_plan
 from kuiperllm.ops.linear.cuda_weights import packed_sizes
 from kuiperllm.ops.linear.gemv import run
-from kuiperllm.ops.linear.gemv_plan import candidates, followed, make_plan, plan
+from kuiperllm.ops.linear.gemv_plan import candidates, make_plan, plan
 from kuiperllm.ops.linear.gemv_problem import Method, Plan, Problem
 from kuiperllm.quant import Scheme, q4, q8
 
@@ -55,9 +55,13 @@ FORMATS: dict[str, WeightFormat] = {
     "awq": Scheme(4, 128, DType.float16, "zeros"),
     "fp8": Scheme(8, 128, DType.float32, "e4m3"),
 }
+PLANNERS: dict[Method, Callable[..., Plan | None]] = {
+    "digits": gemv_digits_plan.make_plan,
+    "codes": gemv_codes_plan.make_plan,
+}
 IN_STEPS = 4
 WAYS_OF_CODES = 5  # of warps for a row and sizes of a stage, the most promising
-UNCACHED_BYTES = 256 << 20  # of weights that one product goes through in turn
+UNCACHED_BYTES = 256 << 20
 RANDOM_BYTES = 16 << 20
 
 
@@ -130,13 +134,23 @@ class Result:
 class Bench:
     """One GPU, and random bytes that weights are made of."""
 
-    def __init__(self, device: Device, bandwidth: float | None = None) -> None:
-        """`bandwidth`: bytes per second, if they are known."""
+    def __init__(
+        self, device: Device, bandwidth: float | None = None, uncached_bytes: int = UNCACHED_BYTES
+    ) -> None:
+        """Prepare.
+
+        Args:
+            device: the GPU.
+            bandwidth: bytes per second, if they are known.
+            uncached_bytes: of weights that one product goes through in turn.
+        """
         self.device = device
         self.backend = cast("CudaBackend", device.backend)
         self.bandwidth = bandwidth or self.backend.read_bandwidth()
+        self.uncached_bytes = uncached_bytes
         rng = np.random.default_rng(0)
-        noise = rng.standard_normal(RANDOM_BYTES // 2, np.float32) * 0.02
+        count = min(RANDOM_BYTES, uncached_bytes) // 2
+        noise = rng.standard_normal(count, np.float32) * 0.02
         self.noise = Tensor.from_numpy(noise.astype(DType.bfloat16.numpy).view(np.uint8)).to(device)
 
     def products(
@@ -174,7 +188,7 @@ class Bench:
             prologue, epilogue, model.splits if merges else 1, model.head_dim if merges else 0,
         )  # fmt: skip
         shape = (rows, model.splits, k) if merges else (rows, k)
-        copies = -(-UNCACHED_BYTES // packed_sizes(kept_as, n, k).data)
+        copies = -(-self.uncached_bytes // packed_sizes(kept_as, n, k).data)
         return Product(
             name,
             problem,
@@ -207,8 +221,8 @@ class Bench:
         """Random bytes."""
         made = Tensor.empty(shape, dtype, self.device)
         flat = Tensor(made.buffer, DType.uint8, (made.nbytes,))
-        for start in range(0, made.nbytes, RANDOM_BYTES):
-            piece = flat[start : start + RANDOM_BYTES]
+        for start in range(0, made.nbytes, self.noise.nbytes):
+            piece = flat[start : start + self.noise.nbytes]
             piece.copy_(self.noise[: piece.shape[0]])
         return made
 
@@ -277,7 +291,9 @@ class Bench:
         gpu, first = chip(self.device), self.default(product)
         found = {first: None}
         if product.problem.scheme is not None:
-            return list(found | dict.fromkeys(self._ways_of_codes(product.problem)))
+            for codes_method in PLANNERS:
+                found |= dict.fromkeys(self._ways_of_codes(product.problem, codes_method))
+            return list(found)
         methods: tuple[Method, ...] = ("vector", "tensor")
         for method in methods:
             if method == "vector" and product.problem.rows > 2:
@@ -293,16 +309,14 @@ class Bench:
                         found[other] = None
         return list(found)
 
-    def _ways_of_codes(self, problem: Problem) -> Iterator[Plan]:
+    def _ways_of_codes(self, problem: Problem, method: Method) -> Iterator[Plan]:
         gpu = chip(self.device)
-        promising = sorted(candidates(gpu, problem, "codes"), key=lambda pair: pair[0])[:WAYS_OF_CODES]
+        promising = sorted(candidates(gpu, problem, method), key=lambda pair: pair[0])[:WAYS_OF_CODES]
         for _, how in promising:
             for beside in (False, True):
                 depths = {None, 2, max(2, how.stages // 2), how.stages * 3 // 2}
                 for stages in sorted(depths, key=str):
-                    other = gemv_codes_plan.make_plan(
-                        gpu, problem, how.chunks, how.units, stages, beside=beside
-                    )
+                    other = PLANNERS[method](gpu, problem, how.chunks, how.units, stages, beside=beside)
                     if other is not None:
                         yield other
 
@@ -339,13 +353,6 @@ def sweep(bench: Bench, name: str, products: list[Product]) -> list[Result]:
     chosen = [some[0] for some in ways]
     steps = [bench.measure_step(name, products, chosen)]
     best = steps[0].us
-    beside = [_beside(bench, product, how) for product, how in zip(products, chosen, strict=True)]
-    if beside != chosen:
-        bench.compile(beside)
-        steps.append(bench.measure_step(name, products, beside))
-        print(f"step of {best:.1f} µs; {steps[-1].us:.1f} if blocks leave half of the shared memory")
-        if steps[-1].us < best:
-            best, chosen = steps[-1].us, beside
     for i, some in enumerate(fastest):
         for how in some:
             tried = [*chosen[:i], how, *chosen[i + 1 :]]
@@ -360,14 +367,6 @@ def sweep(bench: Bench, name: str, products: list[Product]) -> list[Result]:
             f"{how.shared >> 10} KiB"
         )
     return results + steps
-
-
-def _beside(bench: Bench, product: Product, how: Plan) -> Plan:
-    """The plan with less than half of the shared memory, if it is for quantized weights."""
-    if how.method != "codes":
-        return how
-    other = gemv_codes_plan.make_plan(chip(bench.device), product.problem, how.chunks, how.units, beside=True)
-    return how if other is None else followed(product.problem, other, None)
 
 
 def main() -> None:

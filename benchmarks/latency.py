@@ -25,7 +25,6 @@ import numpy as np
 
 from kuiperllm import LLM, SamplingParams
 from kuiperllm.engine.bench import versions
-from kuiperllm.ops.linear import gemv_codes_plan
 from random_model import write_model
 
 PROMPTS = (128, 1024, 8192)
@@ -76,15 +75,11 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs="+")
     parser.add_argument("--quant", nargs="+", default=["none"], choices=["none", "q8", "q4"])
     parser.add_argument("--group-size", type=int, default=64)
-    parser.add_argument(
-        "--beside", action="store_true", help="products with quantized weights leave room for the next kernel"
-    )
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     options = parser.parse_args()
     rows = []
-    gemv_codes_plan.BESIDE = options.beside
     for model, quant in product(options.models, options.quant):
         row = measure(model, quant, options.group_size, options.device, options.repeats)
         rows.append(row)

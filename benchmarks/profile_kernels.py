@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 import ncu
-from gemv import Bench
+from gemv import UNCACHED_BYTES, Bench
 from kuiperllm.backends.cuda.jit import Kernel
 from kuiperllm.backends.cuda.launch import chip, load
 from kuiperllm.core import Device
@@ -40,6 +40,7 @@ from profile_versions import TINY, VERSIONS, Setting, Sizes, Version, Work
 LAUNCHES = 3
 NCU_SECONDS = 150.0
 ANY_BANDWIDTH = 1e12
+TINY_BYTES = 1 << 16
 
 Document = dict[str, Any]
 
@@ -201,7 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = TINY if options.tiny else Sizes()
     if options.launches:  # few layers: what ncu saves and restores should be little
         sizes = replace(sizes, model=replace(sizes.model, layers=options.launches))
-    bench = Bench(Device(options.device), ANY_BANDWIDTH if options.tiny or options.launches else None)
+    bench = Bench(
+        Device(options.device),
+        ANY_BANDWIDTH if options.tiny or options.launches else None,
+        TINY_BYTES if options.tiny else UNCACHED_BYTES,
+    )
     setting = Setting(bench, sizes)
     works = [version.build(setting) for version in chosen]
 

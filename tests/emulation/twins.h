@@ -43,9 +43,14 @@ template <typename Element> DEVICE unsigned fma2(unsigned a, unsigned b, unsigne
 DEVICE unsigned and_or(unsigned a, unsigned mask, unsigned bits) { return (a & mask) | bits; }
 DEVICE unsigned and_xor(unsigned a, unsigned mask, unsigned bits) { return (a & mask) ^ bits; }
 
+DEVICE int in_register(int x) { return x; }
+DEVICE float max_or_nan(float a, float b) { return a > b || a != a ? a : b; }
+
 DEVICE void launch_next() {}
 DEVICE void wait_for_previous(emulated::Place place = emulated::Place::here()) { emulated::wait_for_previous(place); }
 
+using SharedAddress = char*;
+DEVICE SharedAddress shared_address(const void* p) { return (char*)p; }
 DEVICE void copy_async(void* shared, const void* global, emulated::Place place = emulated::Place::here()) {
     emulated::copy_async(shared, global, 16, 16, place);
 }
@@ -60,7 +65,6 @@ DEVICE void copy_async_eight(void* shared, const void* global, int bytes, emulat
 }
 DEVICE void commit_copies() { emulated::commit_copies(); }
 template <int LEFT_> DEVICE void wait_for_copies() { emulated::wait_for_copies(LEFT_); }
-DEVICE void fetch_to_cache(const void*) {}
 
 namespace twins {
 
@@ -122,6 +126,34 @@ template <typename Element> inline void multiply_16x8x16(void** operands, unsign
     }
 }
 
+struct WholeFragments {
+    int* c;
+    const unsigned* a;
+    unsigned b[2];
+};
+
+// mma.m16n8k32 with operands of 8 bits. Element i of a (four to a register) is at row g (+ 8 for i / 4 odd) and column
+// 4 t + i % 4 (+ 16 for i >= 8); of b at row 4 t + i % 4 (+ 16 for i >= 4) and column g; of c as above.
+inline void multiply_16x8x32(void** operands, unsigned mask) {
+    if (mask != 0xffffffffu) fail("mma in a warp of less than 32 threads");
+    int a[16][32], b[32][8];
+    for (int lane = 0; lane < 32; lane++) {
+        auto& mine = *(WholeFragments*)operands[lane];
+        int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < 16; i++)
+            a[g + (i / 4 % 2 ? 8 : 0)][4 * t + i % 4 + (i >= 8 ? 16 : 0)] = (signed char)(mine.a[i / 4] >> 8 * (i % 4));
+        for (int i = 0; i < 8; i++) b[4 * t + i % 4 + (i >= 4 ? 16 : 0)][g] = (signed char)(mine.b[i / 4] >> 8 * (i % 4));
+    }
+    int sum[16][8] = {};
+    for (int row = 0; row < 16; row++)
+        for (int k = 0; k < 32; k++)
+            for (int column = 0; column < 8; column++) sum[row][column] += a[row][k] * b[k][column];
+    for (int lane = 0; lane < 32; lane++) {
+        auto& mine = *(WholeFragments*)operands[lane];
+        for (int i = 0; i < 4; i++) mine.c[i] += sum[lane / 4 + (i >= 2 ? 8 : 0)][2 * (lane % 4) + i % 2];
+    }
+}
+
 }  // namespace twins
 
 DEVICE void load_matrices(unsigned (&registers)[4], const void* row, emulated::Place place = emulated::Place::here()) {
@@ -134,4 +166,8 @@ template <typename Element>
 DEVICE void mma_16x8x16(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, emulated::Place place = emulated::Place::here()) {
     twins::Fragments mine{c, a, {b0, b1}};
     emulated::collective(0xffffffffu, &mine, twins::multiply_16x8x16<Element>, "mma_16x8x16", place);
+}
+DEVICE void mma_16x8x32(int (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, emulated::Place place = emulated::Place::here()) {
+    twins::WholeFragments mine{c, a, {b0, b1}};
+    emulated::collective(0xffffffffu, &mine, twins::multiply_16x8x32, "mma_16x8x32", place);
 }

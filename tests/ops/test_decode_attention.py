@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from kuiperllm.backends.cuda.launch import chip
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.attention import Batch, paged, reference
 from kuiperllm.ops.attention.cuda_decode import Newest, Tuning, decode_mma, tuning_for
@@ -21,17 +22,17 @@ EPS = 1e-6
 
 # tokens before the new one, query and key/value heads, head_dim, tokens of a cache block, parts, tuning, type
 WAYS = [
-    ([0], 4, 1, 64, 32, 2, Tuning(8, 4, 1, 0), BF16),
-    ([1, 255, 256, 31], 7, 1, 64, 32, 1, Tuning(8, 4, 0, 0), BF16),
-    ([700, 15, 16], 8, 2, 64, 16, 3, Tuning(2, 4, 2, 1), F16),
-    ([95, 96, 97], 6, 3, 64, 48, 2, Tuning(1, 4, 3, None), BF16),
-    ([130, 127], 4, 1, 128, 32, 2, Tuning(8, 2, 1, 0), BF16),
-    ([600], 8, 1, 128, 16, 1, Tuning(4, 4, 2, 1), F16),
-    ([601, 64], 2, 2, 128, 64, 4, Tuning(2, 2, 0, 2), BF16),
-    ([70, 333], 3, 1, 256, 32, 2, Tuning(4, 1, 1, 0), BF16),
-    ([90], 12, 1, 32, 32, 2, Tuning(4, 4, 1, 0), F16),
-    ([40, 7], 4, 2, 96, 32, 2, Tuning(2, 2, 1, 0), BF16),
-    ([33], 5, 1, 16, 16, 1, Tuning(2, 2, 1, 0), F16),
+    ([0], 4, 1, 64, 32, 2, Tuning(8, 4, 1), BF16),
+    ([1, 255, 256, 31], 7, 1, 64, 32, 1, Tuning(8, 4, 2), BF16),
+    ([700, 15, 16], 8, 2, 64, 16, 3, Tuning(2, 4, 3), F16),
+    ([95, 96, 97], 6, 3, 64, 48, 2, Tuning(1, 2, 5), BF16),
+    ([130, 127], 4, 1, 128, 32, 2, Tuning(8, 2, 2), BF16),
+    ([600], 8, 1, 128, 16, 1, Tuning(4, 1, 4), F16),
+    ([601, 64], 2, 2, 128, 64, 4, Tuning(2, 2, 3), BF16),
+    ([70, 333], 3, 1, 256, 32, 2, Tuning(4, 1, 2), BF16),
+    ([90], 12, 1, 32, 32, 2, Tuning(4, 4, 3), F16),
+    ([40, 7], 4, 2, 96, 32, 2, Tuning(2, 2, 2), BF16),
+    ([33], 5, 1, 16, 16, 1, Tuning(2, 2, 2), F16),
 ]
 
 
@@ -102,16 +103,21 @@ def test_prepared_queries(parts: int, cuda: Device) -> None:
     stats = Tensor.full((len(q), parts, 8, 2), 1.0, DType.float32, cuda)
     on_device = Tensor.from_numpy(q).to(cuda)
     cuda.synchronize()
-    decode_mma(on_device, cache, batch, 0.125, out, stats, tuning=tuning_for(64))
+    decode_mma(on_device, cache, batch, 0.125, out, stats)
     expected = reference(*(x.astype(np.float64) for x in (q, k, v)), query_lens, seq_lens, 0.125)
     alone = [0, 4, 5]
     _compare(_merged(out, stats)[alone], expected[alone], BF16)
     assert (out.numpy()[1:4].astype(np.float32) == 7).all()
 
 
-def test_rule_of_thumb() -> None:
-    """Heads of all lengths get as many tokens in registers as there is room for."""
-    assert [tuning_for(d).tiles for d in (16, 64, 80, 128, 144, 256)] == [4, 4, 2, 2, 1, 1]
+def test_rule_of_thumb(cuda: Device) -> None:
+    """Heads of all lengths get rings of about the same size, if there is room for them."""
+    big, small = (replace(chip(cuda), max_shared_bytes=size) for size in (232_448, 101_376))
+    assert [tuning_for(big, d).tiles for d in (16, 64, 80, 128, 144, 256)] == [4, 2, 1, 1, 1, 1]
+    assert [tuning_for(gpu, d).stages for gpu in (big, small) for d in (64, 128, 256)] == [3, 3, 3, 3, 3, 2]
+    assert [tuning_for(gpu, 128, is_alone=True).stages for gpu in (big, small)] == [5, 3]
+    for d in range(16, 257, 16):
+        assert tuning_for(small, d).shared_bytes(d) <= small.max_shared_bytes - 16 * d - 1024
 
 
 def _values(rng: np.random.Generator, shape: tuple[int, ...], dtype: DType) -> NDArray[Any]:

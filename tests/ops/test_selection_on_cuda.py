@@ -23,7 +23,7 @@ def requests(rng: np.random.Generator, logits: np.ndarray, **options: Any) -> di
     rows, width = logits.shape
     choices: dict[str, tuple[list[float], type]] = {
         "temperature": ([0, 0.1, 0.7, 1, 5, 50, 1e-30, 1e30], np.float32),
-        "top_k": ([0, -1, 1, 5, 50, width // 2, width, width + 3], np.int32),
+        "top_k": ([0, -1, 1, 5, 50, width // 2, width, width + 3, 2**31 - 1], np.int32),
         "top_p": ([0, 0.1, 0.5, 0.9, 0.99, 1, 1], np.float32),
         "min_p": ([0, 0, 0, 0.01, 0.3, 1], np.float32),
     }

@@ -39,7 +39,7 @@ class AsyncLLM(LanguageModel):
     Raises:
         KuiperError: as for `LLM`.
 
-    Example:
+    Examples:
         >>> async with AsyncLLM() as llm:
         ...     async for delta in llm.generate("ROMEO:", SamplingParams(max_tokens=40)):
         ...         print(delta.text, end="")

@@ -37,7 +37,7 @@ class LLM(LanguageModel):
     Raises:
         KuiperError: the model cannot be found, read, or held in memory; the message says what to do.
 
-    Example:
+    Examples:
         >>> llm = LLM()
         >>> llm.generate("ROMEO:", SamplingParams(max_tokens=40, seed=1))[0].text
     """

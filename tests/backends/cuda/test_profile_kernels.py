@@ -136,7 +136,7 @@ def test_newest_ncu_is_found(ncu: ModuleType, monkeypatch: pytest.MonkeyPatch, t
 
 def test_versions_launch_what_they_say(versions: ModuleType, h200: Device) -> None:
     bench = versions.Bench.__new__(versions.Bench)
-    bench.device, bench.bandwidth = h200, 4e12
+    bench.device, bench.bandwidth, bench.uncached_bytes = h200, 4e12, 1 << 16
     bench.filled = lambda shape, dtype: Tensor.empty(shape, dtype, h200)
     setting = versions.Setting(bench, versions.Sizes())
     named = {version.name: version for version in versions.VERSIONS}

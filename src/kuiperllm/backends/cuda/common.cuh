@@ -99,32 +99,47 @@ DEVICE void wait_for_previous() {
 #endif
 }
 
+// Keeps the compiler from computing a value again wherever it is used.
+DEVICE int in_register(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
+// The larger one, NaN if there is any.
+DEVICE float max_or_nan(float a, float b) {
+    float y;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b));
+    return y;
+}
+
 // --- asynchronous copies from global to shared memory -----------------------------------------------------------
 
-DEVICE unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+// Where something is in shared memory: what copies and loads of matrices need. Made once, it need not be made for each.
+using SharedAddress = unsigned;
+DEVICE SharedAddress shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 
 // 16 bytes, both addresses 16-byte aligned; bypasses the first-level cache.
-DEVICE void copy_async(void* shared, const void* global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+DEVICE void copy_async(SharedAddress shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
 }
+DEVICE void copy_async(void* shared, const void* global) { copy_async(shared_address(shared), global); }
 // The same, or 16 zero bytes: nothing is read if `valid` is false.
 DEVICE void copy_async_or_zero(void* shared, const void* global, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0) : "memory");
 }
 // The first `bytes` (0 ... 4) of a word, zeros behind them; both addresses 4-byte aligned.
-DEVICE void copy_async_word(void* shared, const void* global, int bytes) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+DEVICE void copy_async_word(SharedAddress shared, const void* global, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
+DEVICE void copy_async_word(void* shared, const void* global, int bytes) { copy_async_word(shared_address(shared), global, bytes); }
 // The same of eight bytes.
-DEVICE void copy_async_eight(void* shared, const void* global, int bytes) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
+DEVICE void copy_async_eight(SharedAddress shared, const void* global, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
+DEVICE void copy_async_eight(void* shared, const void* global, int bytes) { copy_async_eight(shared_address(shared), global, bytes); }
 DEVICE void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Wait until at most N of this thread's committed groups are still under way.
 template <int N> DEVICE void wait_for_copies() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
-
-// Let the 128 bytes that hold an address come to the second-level cache.
-DEVICE void fetch_to_cache(const void* global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
 
 #endif  // KUIPER_EMULATED
 

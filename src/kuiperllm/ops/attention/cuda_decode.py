@@ -12,7 +12,8 @@ from functools import cache as remembered
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from kuiperllm.backends.cuda.launch import Kernel, launch
+from kuiperllm.backends.cuda.driver import Chip
+from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.attention.cache import LayerCache
 
@@ -23,8 +24,9 @@ _FOLDER = Path(__file__).parent
 _MOST_PARTS = 64
 _PART_TOKENS = 128  # a part is not worth a block below this
 _MAX_HEADS = 8  # of a block on tensor cores: columns of a tile
-_HELD_ELEMENTS = 256  # of keys, and of values, in one of 8 lanes: what registers have room for
-_VERY_EARLY = 1 << 30  # tokens
+_STEP_ELEMENTS = 128  # of keys, and of values, in one of 8 lanes: more take too many registers
+_STAGES = 3  # of about 32 KiB: two blocks have room on a multiprocessor, or one and a block of a product
+_MANY_STAGES = 5  # where products leave no room beside them
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +44,32 @@ class Tuning(NamedTuple):
 
     warps: int
     tiles: int
-    """8 tokens each that a warp has in its registers: 1, 2 or 4."""
-    fetch: int
-    """Steps behind these that are on their way to the second-level cache."""
-    early: int | None
-    """Steps of each warp that may not have been asked for when the next kernel starts; None: all."""
+    """8 tokens each of a step: 1, 2 or 4."""
+    stages: int
+    """Steps that each warp has in shared memory, or on their way there."""
+
+    def shared_bytes(self, head_dim: int) -> int:
+        """Of a block: its rings, in which it also merges what its warps have seen."""
+        return self.warps * max(self.stages * self.tiles * head_dim * 32, -(-head_dim // 64) * 2048)
 
 
-def tuning_for(head_dim: int) -> Tuning:
-    """What is best as a rule."""
-    return Tuning(8 if head_dim <= 128 else 4, max(1, min(4, _HELD_ELEMENTS // head_dim & -2)), 1, 0)
+def tuning_for(gpu: Chip, head_dim: int, *, is_alone: bool = False) -> Tuning:
+    """What is best as a rule.
+
+    Args:
+        gpu: which one.
+        head_dim: elements of a head.
+        is_alone: whether a block has a multiprocessor to itself anyway.
+    """
+    found = Tuning(8 if head_dim <= 128 else 4, max(1, min(4, _STEP_ELEMENTS // head_dim & -2)), 1)
+    room = gpu.max_shared_bytes - _static_bytes(head_dim)
+    stages = _MANY_STAGES if is_alone else _STAGES
+    return found._replace(stages=max(1, min(stages, room // found.shared_bytes(head_dim))))
+
+
+def _static_bytes(head_dim: int) -> int:
+    """Of shared memory, besides the rings, at most."""
+    return 16 * head_dim + 1024
 
 
 def parts_for(multiprocessors: int, blocks: int, capacity: int) -> int:
@@ -90,20 +108,18 @@ def decode_mma(
     """
     parts, heads, head_dim = out.shape[1:]
     group = heads // cache.num_kv_heads
-    warps, tiles, fetch, early = tuning or tuning_for(head_dim)
+    tuning = tuning or tuning_for(chip(q.device), head_dim)
     rows = min(group, _MAX_HEADS)
     kernel = _decode_mma(
-        q.dtype, head_dim, cache.block_size, rows, warps, tiles, fetch, newest is not None,
-        _ahead(batch, newest),
+        q.dtype, head_dim, cache.block_size, rows, tuning, newest is not None, _ahead(batch, newest),
     )  # fmt: skip
     sequences, table_width = batch.block_table.shape
     capacity = table_width * cache.block_size
     launch(
-        kernel, (sequences, cache.num_kv_heads * -(-group // rows), parts), warps * 32,
+        kernel, (parts, cache.num_kv_heads * -(-group // rows), sequences), tuning.warps * 32,
         *_operands(q, cache, batch, out, stats, newest), heads, cache.num_kv_heads,
         newest.cos_sin.shape[0] if newest else 0, capacity,
-        _VERY_EARLY if early is None else min(early * parts * warps * tiles * 8, _VERY_EARLY),
-        *_strides(q, batch, out, newest, scale), shared=warps * -(-head_dim // 64) * 2048,
+        *_strides(q, batch, out, newest, scale), shared=tuning.shared_bytes(head_dim),
     )  # fmt: skip
 
 
@@ -180,15 +196,13 @@ def _decode_mma(
     head_dim: int,
     block_size: int,
     heads: int,
-    warps: int,
-    tiles: int,
-    fetch: int,
+    tuning: Tuning,
     fused: bool,
     ahead: bool,
 ) -> Kernel:
     return Kernel(
         _FOLDER / "decode_mma.cu", "decode_mma", T=dtype, C=dtype, D=head_dim, BLOCK=block_size, HEADS=heads,
-        WARPS=warps, TILES=tiles, FETCH=fetch, FUSED=fused, AHEAD=ahead,
+        WARPS=tuning.warps, TILES=tuning.tiles, STAGES=tuning.stages, FUSED=fused, AHEAD=ahead,
     )  # fmt: skip
 
 

@@ -1,25 +1,25 @@
 // Attention of the newest token of each sequence, on tensor cores: a block takes up to 8 query heads of a sequence that
-// share a key/value head, and one part of the context. It needs little shared memory, so that it fits on a multiprocessor
-// beside the product in front of it and the one behind it, and asks for its first keys and values while the former works.
+// share a key/value head, and one part of the context. It starts to fetch keys and values while the kernel in front of it
+// still works, if its shared memory fits on a multiprocessor beside that of the other.
 //
-// Keys and values go from memory to registers, in the order in which tensor cores want them. With g = lane / 4 and
-// t = lane % 4:
+// Each warp has a ring of STAGES steps of 8 * TILES tokens in shared memory, on their way there or used, and shares nothing
+// with the others until all are merged. Lanes read 16 bytes at a time from the ring, in the order in which tensor cores want
+// them. With g = lane / 4 and t = lane % 4:
 //   * a product of queries (16 rows, of which 8 are used) and keys (columns) runs over elements of a head in any order, if it
-//     is the same for both: a lane brings pieces of 16 bytes of the key of token g, and has the same pieces of query g;
+//     is the same for both: a lane takes pieces of 16 bytes of the key of token g, and has the same pieces of query g;
 //   * its result has query g and tokens 2t, 2t + 1 in a lane, and that is how weights are wanted as the second operand of
-//     values (rows are elements of a head, columns of the product are queries): a lane brings pieces of the values of tokens
+//     values (rows are elements of a head, columns of the product are queries): a lane takes pieces of the values of tokens
 //     2t and 2t + 1, and pairs them up.
-// Steps of 8 * TILES tokens are dealt out, one by one, to the first warps of all parts, their second warps, and so on, and
-// round again. So shares are equal, and a warp knows which entries of the block table it needs before it knows how long the
-// context is.
+// Steps are dealt out in pairs, to the first two warps of all parts, their next two, and so on, and round again. So shares are
+// equal, and a warp knows which entries of the block table it needs before it knows how long the context is.
 //
 //   T, C, D, BLOCK  as in head.cuh (C = T); D is a multiple of 16, BLOCK of 16 and of 8 * TILES or a divisor of it
 //   HEADS           query heads of a block, 1 ... 8
-//   WARPS, TILES    warps of a block; 8 tokens each that a warp has in its registers, or on the way there
-//   FETCH           steps behind these that are on their way to the second-level cache
+//   WARPS, TILES    warps of a block; 8 tokens each of a step
+//   STAGES          of a ring
 //   FUSED, AHEAD    as in decode.cu; so are `out` and `stats`
 //
-// `early`: the kernel behind this one may start when all but so many tokens have been asked for.
+// The kernel behind this one may start when the last keys and values have been asked for.
 // Without FUSED, sequences with another number of new tokens than one are left to other kernels.
 #include "head.cuh"
 #include "mma.cuh"
@@ -31,7 +31,13 @@ constexpr int PIECES = D / 8, HALF_PIECES = D / 16;                        // of
 constexpr int HALF_UNITS = (HALF_PIECES + 3) / 4, UNITS = 2 * HALF_UNITS;  // pieces of a key that a lane has
 constexpr int VALUE_UNITS = (PIECES + 7) / 8;                              // and of a value
 constexpr int SLOTS = VALUE_UNITS * 4 * 32;                                // for what a warp has seen: four numbers each
+constexpr int TURN = WARPS % 2 ? 1 : 2;                                     // steps that a part gets at a time
+constexpr int TILE = TOKENS * PIECES;                                      // pieces of the keys, or the values, of a step
+constexpr int STAGE = 2 * TILE;                                            // of both
+constexpr int RING = STAGES * STAGE;
+constexpr int WARP_PIECES = RING > SLOTS ? RING : SLOTS;                   // of shared memory that a warp has
 static_assert(D % 16 == 0 && BLOCK % STRIP == 0 && TOKENS % STRIP == 0, "whole pieces, whole strips");
+static_assert(STRIPS == 1 || 32 % PIECES == 0, "32 pieces of one strip");
 
 // The pieces of a key in lane t: number `unit`, which rotary embedding pairs with the one HALF_UNITS further on.
 DEVICE bool has_piece(int unit, int t) { return HALF_PIECES % 4 == 0 || unit % HALF_UNITS * 4 + t < HALF_PIECES; }
@@ -63,45 +69,43 @@ struct Steps {
         return (long long)place.block[i] * block_elements + (token + i * STRIP) % BLOCK * D;
     }
 
-    // WHOLE: all tokens of the step are in the cache. Those that are not count as zeros.
-    template <bool WHOLE> DEVICE void load_keys(uint4 (&key)[TILES][UNITS], int token, const Place& place) const {
-        const int g = lane >> 2, t = lane & 3;
+    // In shared memory, pieces of a row are exchanged so that lanes that read at the same time use different banks.
+    static DEVICE int place_of_key(int row, int piece) { return row * PIECES + (PIECES % 8 == 0 ? piece ^ (row & 1) << 2 : piece); }
+    static DEVICE int place_of_value(int row, int piece) { return row * PIECES + (PIECES % 8 == 0 ? piece ^ (row >> 1 & 3) << 1 : piece); }
+
+    // Queue the copies of a step as one group, which is empty past the end. Tokens that are not in the cache become zeros.
+    DEVICE void copy(uint4* to, int token, const Place& place) const {
+        if (token <= cached) {
 #pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            const T* from = keys + strip(token, place, tile * 8 / STRIP) + g * D + t * 8 + tile * 8 % STRIP * D;
-            const bool valid = WHOLE || token + tile * 8 + g < cached;
-#pragma unroll
-            for (int unit = 0; unit < UNITS; unit++)
-                key[tile][unit] = valid && has_piece(unit, t) ? load_piece(from, piece_of_key(unit, 0)) : make_uint4(0, 0, 0, 0);
-        }
-    }
-    template <bool WHOLE> DEVICE void load_values(uint4 (&value)[TILES][2][VALUE_UNITS], int token, const Place& place) const {
-        const int g = lane >> 2, t = lane & 3;
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-            const T* from = values + strip(token, place, tile * 8 / STRIP) + 2 * t * D + g * 8 + tile * 8 % STRIP * D;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const bool valid = WHOLE || token + tile * 8 + 2 * t + i < cached;
-#pragma unroll
-                for (int unit = 0; unit < VALUE_UNITS; unit++)
-                    value[tile][i][unit] = valid && has_value_piece(unit, g) ? load_piece(from + i * D, unit * 8) : make_uint4(0, 0, 0, 0);
+            for (int i = 0; i < (TILE + 31) / 32; i++) {
+                const int at = i * 32 + lane, row = at / PIECES, piece = at % PIECES;
+                if (TILE % 32 && at >= TILE) continue;
+                const long long from = strip(token, place, i * 32 / PIECES / STRIP) + row % STRIP * D + piece * 8;
+                const bool valid = token + row < cached;
+                copy_async_or_zero(to + place_of_key(row, piece), keys + from, valid);
+                copy_async_or_zero(to + TILE + place_of_value(row, piece), values + from, valid);
             }
         }
+        commit_copies();
     }
-    DEVICE bool is_whole(int token) const { return token + TOKENS <= cached; }
-
-    // Let a step come to the second-level cache: lanes take lines of it, first of keys, then of values.
-    DEVICE void fetch(int token, const Place& place) const {
-        constexpr int LINE = 128, LINES = (STRIP * D * (int)sizeof(T) + LINE - 1) / LINE;
+    DEVICE void read_keys(uint4 (&key)[TILES][UNITS], const uint4* from) const {
+        const int g = lane >> 2, t = lane & 3;
 #pragma unroll
-        for (int i = 0; i < STRIPS; i++) {
-            if (token + i * STRIP >= cached) return;
-            const long long at = strip(token, place, i);
+        for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
-            for (int first = 0; first < 2 * LINES; first += 32) {
-                const int line = first + lane;
-                if (line < 2 * LINES) fetch_to_cache((const char*)((line < LINES ? keys : values) + at) + line % LINES * LINE);
+            for (int unit = 0; unit < UNITS; unit++)
+                key[tile][unit] = has_piece(unit, t) ? from[place_of_key(tile * 8 + g, piece_of_key(unit, t))] : make_uint4(0, 0, 0, 0);
+        }
+    }
+    DEVICE void read_values(uint4 (&value)[TILES][2][VALUE_UNITS], const uint4* from) const {
+        const int g = lane >> 2, t = lane & 3;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+#pragma unroll
+                for (int unit = 0; unit < VALUE_UNITS; unit++)
+                    value[tile][i][unit] = has_value_piece(unit, g) ? from[place_of_value(tile * 8 + 2 * t + i, unit * 8 + g)] : make_uint4(0, 0, 0, 0);
             }
         }
     }
@@ -143,35 +147,15 @@ DEVICE void prepare(uint4 (&piece)[UNITS], const float* turn, const float* norm,
     }
 }
 
-// The pieces of query g that lanes multiply keys with. Long ones lie in shared memory, where each lane reads back just what
-// it wrote: registers are for keys and values.
-struct Query {
-    static constexpr bool IS_SHARED = D >= 128;
-    uint4 own[IS_SHARED ? 1 : UNITS];
-    uint4* shared;  // of this lane
-
-    DEVICE void set(const uint4 (&piece)[UNITS]) {
-#pragma unroll
-        for (int unit = 0; unit < UNITS; unit++) {
-            if constexpr (IS_SHARED) shared[unit * 32] = piece[unit];
-            else own[unit] = piece[unit];
-        }
-    }
-    DEVICE uint4 get(int unit) const {
-        if constexpr (IS_SHARED) return shared[unit * 32];
-        else return own[unit];
-    }
-};
-
 // Scores of tokens 2t and 2t + 1 of each tile for query g.
-DEVICE void multiply(float (&score)[TILES][2], const Query& query, const uint4 (&key)[TILES][UNITS]) {
+DEVICE void multiply(float (&score)[TILES][2], const uint4 (&query)[UNITS], const uint4 (&key)[TILES][UNITS]) {
     constexpr int CHAINS = TILES < 4 ? 2 : 1;  // sums that do not wait for each other
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
         float sum[CHAINS][4] = {};
 #pragma unroll
         for (int unit = 0; unit < UNITS; unit++) {
-            const uint4 q = query.get(unit), k = key[tile][unit];
+            const uint4 q = query[unit], k = key[tile][unit];
             const unsigned low[4] = {q.x, 0, q.y, 0}, high[4] = {q.z, 0, q.w, 0};
             mma_16x8x16<T>(sum[0], low, k.x, k.y);
             mma_16x8x16<T>(sum[CHAINS - 1], high, k.z, k.w);
@@ -238,22 +222,20 @@ struct Seen {
     }
 };
 
-// Half of a multiprocessor's registers suffice for 8 warps with common heads (on chips before Blackwell, for which other code
-// is made), or for 4 with more tokens or longer heads.
-constexpr bool IS_SMALL = (D == 128 || (D == 64 && FUSED)) && TILES * D <= 256 && STRIPS == 1 && __CUDA_ARCH__ < 1000;
-constexpr int LEAST_BLOCKS = (IS_SMALL ? 16 : 8) / WARPS;
+// Half of a multiprocessor's registers suffice with common heads (on chips before Blackwell, for which other code is made).
+constexpr int LEAST_BLOCKS = WARPS == 8 && TILES * D <= 128 && D % 64 == 0 && __CUDA_ARCH__ < 1000 ? 2 : 1;
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, LEAST_BLOCKS)
 decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* query_start, const int* seq_lens, T* out,
            float2* stats, const int* positions, const long long* slots, const float* cos_sin, const float* q_norm,
-           const float* k_norm, int num_heads, int num_kv_heads, int num_positions, int capacity, int early,
+           const float* k_norm, int num_heads, int num_kv_heads, int num_positions, int capacity,
            long long q_token, long long q_head, long long out_token, long long out_part, long long out_head,
            long long table_row, long long cos_sin_row, float scale, float eps) {
     __shared__ __align__(16) T newest[2][D];  // the new key and value
     __shared__ __align__(16) Preparation preparation;
     __shared__ float tops[WARPS][8], sums[WARPS][8];
     const int warp = threadIdx.x / 32, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    const int sequence = blockIdx.x, part = blockIdx.z, parts = gridDim.z;
+    const int sequence = blockIdx.z, part = blockIdx.x, parts = gridDim.x;
     const int group = num_heads / num_kv_heads, blocks_of_group = ceil_div(group, HEADS);
     const int kv_head = blockIdx.y / blocks_of_group, first_of_group = blockIdx.y % blocks_of_group * HEADS;
     const int first_head = kv_head * group + first_of_group, heads = min(HEADS, group - first_of_group);
@@ -269,28 +251,22 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
     }
     // The entries of the table do not depend on the length: they come with it.
     Steps steps = {keys + kv_head * BLOCK * D, values + kv_head * BLOCK * D, block_table + sequence * table_row, num_kv_heads * BLOCK * D, capacity, 0, lane};
-    int first = (warp * parts + part) * TOKENS;  // of the present step
+    int first = ((warp / TURN * parts + part) * TURN + warp % TURN) * TOKENS;  // of the present step
     const int jump = WARPS * parts * TOKENS;
-    Steps::Place places[FETCH + 2];        // of the step that is loaded next, and of those behind it
+    Steps::Place places[STAGES + 1];  // of the steps that are copied first, and of the one behind them
 #pragma unroll
-    for (int i = 0; i < FETCH + 2; i++) places[i] = steps.place(first + i * jump);
+    for (int i = 0; i <= STAGES; i++) places[i] = steps.place(first + i * jump);
+    uint4* const ring = (uint4*)shared_memory + warp * WARP_PIECES;
     int position = 0;
     long long slot = -1;
     if constexpr (FUSED) position = positions[token], slot = slots[token];
     const int seen_tokens = __ldcg(seq_lens + sequence);
     steps.cached = FUSED ? seen_tokens - 1 : seen_tokens;
 
-    uint4 key[TILES][UNITS], value[TILES][2][VALUE_UNITS];
-    if (steps.is_whole(first)) {
-        steps.load_keys<true>(key, first, places[0]);
-        steps.load_values<true>(value, first, places[0]);
-    } else {
-        steps.load_keys<false>(key, first, places[0]);
-        steps.load_values<false>(value, first, places[0]);
-    }
 #pragma unroll
-    for (int i = 1; i <= FETCH; i++) steps.fetch(first + i * jump, places[i]);
-    if (first + jump + early >= seen_tokens) launch_next();
+    for (int i = 0; i < STAGES; i++) steps.copy(ring + i * STAGE, first + i * jump, places[i]);
+    Steps::Place place = places[STAGES];
+    if (first + STAGES * jump >= seen_tokens) launch_next();
     // Whether this warp's last step ends with the new token.
     const bool has_newest = FUSED && steps.cached >= first && (steps.cached - first) % jump < TOKENS;
     if constexpr (FUSED) {
@@ -301,11 +277,11 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
     if constexpr (AHEAD) wait_for_previous();
 
     // The queries; and the new key and value, in the warp that has them in its last step.
-    uint4 piece[UNITS];
+    uint4 query[UNITS];
     const T* own = q + token * q_token;
 #pragma unroll
     for (int unit = 0; unit < UNITS; unit++)
-        piece[unit] = g < heads && has_piece(unit, t) ? load_piece(own + (first_head + g) * q_head, piece_of_key(unit, t)) : make_uint4(0, 0, 0, 0);
+        query[unit] = g < heads && has_piece(unit, t) ? load_piece(own + (first_head + g) * q_head, piece_of_key(unit, t)) : make_uint4(0, 0, 0, 0);
     if constexpr (FUSED) {
         if (has_newest) {
             const T *new_key = own + (num_heads + kv_head) * q_head, *new_value = new_key + num_kv_heads * q_head;
@@ -330,24 +306,33 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
             }
             __syncwarp();
         }
-        prepare(piece, preparation.turn, q_norm ? preparation.q_norm : nullptr, eps, t);
+        prepare(query, preparation.turn, q_norm ? preparation.q_norm : nullptr, eps, t);
     }
-    Query query;
-    query.shared = (uint4*)shared_memory + warp * SLOTS + lane;
-    query.set(piece);
 
     Seen seen = {LOWEST, 0.f, {}};
+    uint4* stage = ring;
     while (first < seen_tokens) {
-        const int at = steps.cached - first, next = first + jump;
+        const int at = steps.cached - first, asked = first + STAGES * jump;
+        wait_for_copies<STAGES - 1>();
+        __syncwarp();
+        uint4 key[TILES][UNITS], value[TILES][2][VALUE_UNITS];
+        steps.read_keys(key, stage);
         if (has_newest && at < TOKENS) {
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                if (tile * 8 + g == at) {
+                if (tile * 8 + g != at) continue;
 #pragma unroll
-                    for (int unit = 0; unit < UNITS; unit++) {
-                        if (has_piece(unit, t)) key[tile][unit] = ((const uint4*)newest[0])[piece_of_key(unit, t)];
-                    }
+                for (int unit = 0; unit < UNITS; unit++) {
+                    if (has_piece(unit, t)) key[tile][unit] = ((const uint4*)newest[0])[piece_of_key(unit, t)];
                 }
+            }
+        }
+        float weight[TILES][2];
+        multiply(weight, query, key);
+        steps.read_values(value, stage + TILE);
+        if (has_newest && at < TOKENS) {
+#pragma unroll
+            for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     if (tile * 8 + 2 * t + i != at) continue;
@@ -358,20 +343,14 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
                 }
             }
         }
-#pragma unroll
-        for (int i = 0; i <= FETCH; i++) places[i] = places[i + 1];
-        float weight[TILES][2];
-        multiply(weight, query, key);
-        if (steps.is_whole(next)) steps.load_keys<true>(key, next, places[0]);
-        else steps.load_keys<false>(key, next, places[0]);
+        __syncwarp();
+        steps.copy(stage, asked, place);
+        place = steps.place(asked + jump);
+        stage = stage + STAGE == ring + RING ? ring : stage + STAGE;
+        if (asked < seen_tokens && asked + jump >= seen_tokens) launch_next();
         seen.weigh(weight, seen_tokens - first, scale * LOG2_E);
         seen.mix(value, weight);
-        if (steps.is_whole(next)) steps.load_values<true>(value, next, places[0]);
-        else steps.load_values<false>(value, next, places[0]);
-        if (FETCH) steps.fetch(next + FETCH * jump, places[FETCH]);
-        places[FETCH + 1] = steps.place(next + (FETCH + 1) * jump);
-        if (next + early < seen_tokens && next + jump + early >= seen_tokens) launch_next();
-        first = next;
+        first += jump;
     }
 
     // Together: each warp leaves what it has seen in shared memory.
@@ -384,7 +363,7 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float(&m)[4] = seen.mixed[unit][i];
-                all[warp * SLOTS + (unit * 4 + i) * 32 + lane] = make_float4(m[0], m[1], m[2], m[3]);
+                all[warp * WARP_PIECES + (unit * 4 + i) * 32 + lane] = make_float4(m[0], m[1], m[2], m[3]);
             }
         }
     }
@@ -399,7 +378,7 @@ decode_mma(const T* q, T* keys, T* values, const int* block_table, const int* qu
         for (int w = 0; w < WARPS; w++) top[0] = fmaxf(top[0], tops[w][2 * t]), top[1] = fmaxf(top[1], tops[w][2 * t + 1]);
 #pragma unroll
         for (int w = 0; w < WARPS; w++) {
-            const float4 m = all[w * SLOTS + slot];
+            const float4 m = all[w * WARP_PIECES + slot];
             const float first = exp2_approx(tops[w][2 * t] - top[0]), second = exp2_approx(tops[w][2 * t + 1] - top[1]);
             sum[0] += first * sums[w][2 * t], sum[1] += second * sums[w][2 * t + 1];
             mixed[0][0] += first * m.x, mixed[1][0] += second * m.y, mixed[0][1] += first * m.z, mixed[1][1] += second * m.w;

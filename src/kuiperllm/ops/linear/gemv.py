@@ -136,6 +136,13 @@ def run(
     eps: float = 0.0,
 ) -> None:
     """Launch what was planned."""
+    if found.method == "digits":
+        launch(
+            found.kernel, found.grid, THREADS,
+            x, stats, norm_weight, eps, weight.data, weight.scales, weight.bias,
+            out, problem.outputs, found.share, found.extra, found.launch_after, shared=found.shared,
+        )  # fmt: skip
+        return
     rows = () if found.method == "vector" else (problem.rows,)
     after = () if found.method == "tensor" else (found.launch_after,)
     matrix: tuple[Tensor | None, ...] = (weight.data,)

@@ -27,8 +27,6 @@ from kuiperllm.ops.linear.planes import template
 from kuiperllm.quant import SUPER_BLOCK, Scheme
 
 UNITS = (1, 2, 4)
-BESIDE = False
-"""Whether blocks leave half of a multiprocessor's shared memory to the next kernel where they can."""
 _SOURCE = Path(__file__).with_name("gemv_codes.cu")
 _MAX_PASSES = 14  # vectors of a row of x that a lane holds in registers
 _TWO_BLOCKS_PASSES = {"PLAIN": 8, "NORM": 4, "MERGE": 4}  # up to so many, the registers of two blocks fit
@@ -86,7 +84,7 @@ def candidates(chip: Chip, problem: Problem) -> Iterator[tuple[float, Plan]]:
     """Every sensible way to compute a product, with what a warp does for it."""
     for units in UNITS:
         for chunks in (1, 2, 4, 8):
-            found = make_plan(chip, problem, chunks, units, beside=BESIDE)
+            found = make_plan(chip, problem, chunks, units)
             if found is not None:
                 yield _cost(problem, found), found
 

@@ -1,6 +1,6 @@
 """How a product with few rows of x is cut up for one GPU: kernel, warps for a row, depth of the ring.
 
-Plain arithmetic on sizes, without a GPU. Quantized weights are `gemv_codes_plan`'s.
+Plain arithmetic on sizes, without a GPU. Quantized weights are `gemv_digits_plan`'s and `gemv_codes_plan`'s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.jit import Kernel
 from kuiperllm.core import DType
-from kuiperllm.ops.linear import gemv_codes_plan
+from kuiperllm.ops.linear import gemv_codes_plan, gemv_digits_plan
 from kuiperllm.ops.linear.gemv_problem import (
     MAX_GEMV_ROWS,
     STATIC_BYTES,
@@ -51,7 +51,7 @@ def plan(chip: Chip, problem: Problem) -> Plan | None:
     """The best way to compute a product, or None if it is not one for the fast kernels."""
     methods: tuple[Method, ...] = ("vector", "tensor")
     if problem.scheme is not None:
-        methods = ("codes",)
+        methods = ("digits", "codes")
     elif problem.rows >= TENSOR_CORE_ROWS:
         methods = ("tensor", "vector")
     for method in methods:
@@ -68,6 +68,9 @@ def candidates(chip: Chip, problem: Problem, method: Method) -> Iterator[tuple[f
     """Every sensible way to compute a product by one method, with what a warp issues for it."""
     if method == "codes":
         yield from gemv_codes_plan.candidates(chip, problem)
+        return
+    if method == "digits":
+        yield from gemv_digits_plan.candidates(chip, problem)
         return
     for chunks in (1, 2, 4, 8):
         if method == "vector":
@@ -155,6 +158,8 @@ def followed(problem: Problem, found: Plan, left: int | None) -> Plan:
         return replace(found, launch_after=0)
     if found.method == "codes":
         stages, stage_bytes = gemv_codes_plan.stages_of_a_warp(problem, found)
+    elif found.method == "digits":
+        stages, stage_bytes = gemv_digits_plan.stages_of_a_warp(problem, found)
     else:
         stages = _pairs(problem, found.chunks, found.most)
         stage_bytes = WARPS // found.chunks * 2 * _row_bytes(problem)

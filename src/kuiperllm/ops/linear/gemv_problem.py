@@ -26,7 +26,7 @@ RESERVED_BYTES = 1024
 SUMS_BYTES = 40 << 10
 """At most, for the sums of a block; with more outputs, multiprocessors get several blocks."""
 
-Method = Literal["vector", "tensor", "codes"]
+Method = Literal["vector", "tensor", "digits", "codes"]
 
 
 class Problem(NamedTuple):
@@ -100,9 +100,9 @@ class Plan:
     extra: int
     """Blocks that have one more."""
     launch_after: int = 0
-    """Stages that a warp multiplies before the next kernel may start (methods `vector` and `codes`)."""
+    """Stages that a warp multiplies before the next kernel may start (but method `tensor`)."""
     units: int = 0
-    """Of 64 bytes of codes, in a stage (method `codes`)."""
+    """Of 64 bytes of codes, in a stage (method `codes`); of 32 bytes (method `digits`)."""
 
     @property
     def most(self) -> int:

@@ -11,8 +11,9 @@ from kuiperllm.ops.logits import MAX_BLOCKS, ROW_THREADS, blocks_per_row
 _BINS = 2048
 _CAPACITY = 4096
 _SPANS = MAX_BLOCKS * ROW_THREADS // 32
-_STATE_BYTES = 12 * MAX_BLOCKS + 12 * _BINS + 8 * _CAPACITY + 8 * _SPANS + 48
-"""What the kernels keep for one row: `RowState` in sampling.cuh."""
+_MAX_GROUPS = 512
+_STATE_BYTES = 12 * MAX_BLOCKS + 12 * _BINS + 8 * _CAPACITY + 8 * _SPANS + 4 * _MAX_GROUPS + 48
+"""What the kernels keep for one row: `RowState` in cuts.cuh."""
 
 DRAW_BYTES = 8 * (_CAPACITY + _SPANS)
 """Shared memory of a kernel that draws."""

@@ -13,7 +13,14 @@ from pathlib import Path
 from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.attention import Batch, LayerCache, attention
-from kuiperllm.ops.attention.cuda_decode import Newest, decode_mma, decode_scalar, merge_parts, parts_for
+from kuiperllm.ops.attention.cuda_decode import (
+    Newest,
+    decode_mma,
+    decode_scalar,
+    merge_parts,
+    parts_for,
+    tuning_for,
+)
 from kuiperllm.ops.attention.cuda_layout import decodes_on_tensor_cores, lanes
 from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.linear import LinearWeight, linear
@@ -27,6 +34,9 @@ _MOST_PARTS = 16  # that the product's prologue puts together; it reads all of t
 _FEW_PARTS = 8  # that suffice up to `_MIDDLE_CONTEXT`
 _MIDDLE_CONTEXT = 2048
 _SHORT_CONTEXT = 512  # of all sequences: up to here latency counts, and a block takes one query head
+_LARGE_SHARE = (
+    160 << 10
+)  # bytes of the product in front that a multiprocessor reads: its ring leaves little room
 _LONG_CONTEXT = 16_384  # from here on it pays to have more parts, and a kernel that puts them together
 
 
@@ -75,7 +85,8 @@ def _decode(
     sequences, width = qkv.shape
     heads = width // cache.head_dim - 2 * cache.num_kv_heads
     capacity = batch.block_table.shape[1] * cache.block_size
-    multiprocessors = chip(qkv.device).multiprocessors
+    gpu = chip(qkv.device)
+    multiprocessors = gpu.multiprocessors
     use_tensor_cores = decodes_on_tensor_cores(qkv.dtype, cache) and sequences * capacity > _SHORT_CONTEXT
     if use_tensor_cores:
         parts = parts_for(multiprocessors, sequences * cache.num_kv_heads, capacity)
@@ -86,8 +97,12 @@ def _decode(
     parts = _power_of_two(parts) if parts <= _MOST_PARTS else parts
     partial = Tensor.empty((sequences, parts, heads, cache.head_dim), qkv.dtype, qkv.device)
     stats = Tensor.empty((sequences, parts, heads, 2), DType.float32, qkv.device)
-    run = decode_mma if use_tensor_cores else decode_scalar
-    run(qkv, cache, batch, scale, partial, stats, newest)
+    if use_tensor_cores:
+        before = projection.nbytes // projection.in_features * width  # of the product, about
+        tuning = tuning_for(gpu, cache.head_dim, is_alone=before > _LARGE_SHARE * gpu.multiprocessors)
+        decode_mma(qkv, cache, batch, scale, partial, stats, newest, tuning)
+    else:
+        decode_scalar(qkv, cache, batch, scale, partial, stats, newest)
     if parts > _MOST_PARTS:
         mixed = Tensor.empty((sequences, heads, cache.head_dim), qkv.dtype, qkv.device)
         merge_parts(partial, stats, mixed)
