@@ -3,6 +3,7 @@
     python benchmarks/compare_llama_cpp.py                  # both shapes, q8 and bf16, 5 rounds, 2 threads
     python benchmarks/compare_llama_cpp.py --formats q8 --rounds 9
     python benchmarks/compare_llama_cpp.py --only llama.cpp # the peer alone
+    python benchmarks/compare_llama_cpp.py --torch PYTHON   # prefill beside torch in bfloat16 as well
 
 Models of random weights in the shapes of `benchmarks/configs/*.json`; the whole network with attention and
 the output projection over the whole vocabulary. Two figures each:
@@ -29,6 +30,9 @@ with huge pages. Its weights: every matrix Q8_0 (blocks of 32 with a float16 sca
 embedding included; its KV cache is float16. On x86 it repacks Q8_0 for AMX only; without AMX, prefill is
 llamafile's 256-bit AVX-VNNI kernel, decode a dot product per row.
 
+With `--torch`, an interpreter that has torch and transformers, the same shape in bfloat16 takes part in the
+prefill of each round (`worker_torch.py`).
+
 Needs a C++ compiler and a few GB in the scratch folder. With GCC 12.2 on a processor with AMX llama.cpp's AMX
 kernels crash, because that compiler miscompiles `_tile_loadconfig`: set CC and CXX to another one (and delete
 the scratch folder if it was built before).
@@ -41,6 +45,7 @@ import contextlib
 import datetime
 import json
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -54,7 +59,7 @@ from peers import Peers, say
 from workers import Worker
 
 HERE = Path(__file__).parent
-PEER, OURS = "llama.cpp", "KuiperLLM"
+PEER, OURS, TORCH = "llama.cpp", "KuiperLLM", "torch bf16"
 Round = dict[str, Any]  # engine name -> its seconds; read_bandwidth, other_load, quiet
 SETTLE_S = 0.2  # lets spinning threads of the engine that just worked fall asleep
 
@@ -133,6 +138,8 @@ def load(workers: dict[str, Worker], cell: Cell, peers: Peers, args: argparse.Na
             threads=args.threads,
         )
         read[OURS] = answer["bytes_per_token"]
+    if TORCH in workers:
+        workers[TORCH].ask("load", config=config, threads=args.threads)
     return read
 
 
@@ -164,6 +171,8 @@ def run_round(workers: dict[str, Worker], bandwidth: Worker, args: argparse.Name
         taken[name]["prefill_s"] = worker.ask("prefill", tokens=args.prefill)
     before = bandwidth.ask("read_bandwidth", threads=args.threads)
     for name, worker in workers.items():
+        if name == TORCH:
+            continue
         time.sleep(SETTLE_S)
         taken[name]["decode_s"] = worker.ask("decode", prompt=args.prompt, tokens=args.tokens)
     after = bandwidth.ask("read_bandwidth", threads=args.threads)
@@ -191,6 +200,8 @@ def summarize(
         }
         for name in engines
     }
+    if TORCH in rounds[0]:
+        speeds[TORCH] = {"prefill": [args.prefill / r[TORCH]["prefill_s"] for r in rounds]}
     read = [r["read_bandwidth"] for r in rounds]
     summary: dict[str, Any] = {
         "rounds": len(rounds),
@@ -208,13 +219,15 @@ def summarize(
                 ]
             )
             for name, taken in speeds.items()
+            if "decode" in taken
         },
     }
-    if len(engines) == 2:
-        summary["ratio"] = {
-            figure: spread([a / b for a, b in zip(speeds[OURS][figure], speeds[PEER][figure], strict=True)])
-            for figure in ("prefill", "decode")
-        }
+    for key, other in (("ratio", PEER), ("ratio_to_torch", TORCH)):
+        if OURS in speeds and other in speeds:
+            summary[key] = {
+                figure: spread([a / b for a, b in zip(speeds[OURS][figure], theirs, strict=True)])
+                for figure, theirs in speeds[other].items()
+            }
     return summary
 
 
@@ -231,10 +244,15 @@ def show(cell: Cell, summary: dict[str, Any]) -> None:
     print(f"  read bandwidth {read} GB/s; processors taken by other programs {other}")
     print(f"  {'':10}{'prefill, tokens/s':>22}{'decode, tokens/s':>22}{'% of bandwidth':>20}")
     for name, figures in summary["tokens_per_s"].items():
-        share = text(summary["decode_share_of_bandwidth"][name], digits=0, scale=100)
-        print(f"  {name:10}{text(figures['prefill']):>22}{text(figures['decode']):>22}{share:>20}")
+        line = f"  {name:10}{text(figures['prefill']):>22}"
+        if "decode" in figures:
+            share = text(summary["decode_share_of_bandwidth"][name], digits=0, scale=100)
+            line += f"{text(figures['decode']):>22}{share:>20}"
+        print(line)
     if ratio := summary.get("ratio"):
         print(f"  {'ratio':10}{text(ratio['prefill'], 2):>22}{text(ratio['decode'], 2):>22}")
+    if ratio := summary.get("ratio_to_torch"):
+        print(f"  {'to torch':10}{text(ratio['prefill'], 2):>22}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -245,6 +263,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--configs", type=Path, nargs="+", default=sorted((HERE / "configs").glob("*.json")))
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=["q8", "bf16"])
     parser.add_argument("--only", choices=(PEER, OURS), help="measure one engine, without ratios")
+    parser.add_argument(
+        "--torch",
+        type=Path,
+        metavar="PYTHON",
+        help="interpreter with torch and transformers: compare the prefill with torch in bfloat16, too",
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
         "--max-other-load",
@@ -269,8 +293,20 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def check_torch(python: Path) -> None:
+    """Leave with one line if an interpreter has no torch."""
+    try:
+        subprocess.run([python, "-c", "import torch, transformers"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        raise SystemExit(
+            f"{python} cannot import torch and transformers; --torch wants one that can"
+        ) from None
+
+
 def main() -> None:
     args = parse_args()
+    if args.torch is not None:
+        check_torch(args.torch)
     today = datetime.date.today().isoformat()
     output = args.output or HERE / "results" / f"{today}-cpu-llama-cpp.json"
     peers = Peers(args.scratch)
@@ -279,14 +315,16 @@ def main() -> None:
         PEER: [peers.python, HERE / "worker_llama_cpp.py"],
         OURS: [sys.executable, HERE / "worker_kuiper.py"],
     }
-    environments = {PEER: {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}, OURS: {}}
+    if args.torch is not None:
+        commands[TORCH] = [args.torch, HERE / "worker_torch.py"]
+    environments = {PEER: {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
     with contextlib.ExitStack() as stack:
 
         def start(name: str, command: Sequence[object], env: dict[str, str]) -> Worker:
             return stack.enter_context(Worker(name, command, peers.logs / f"{name}.log", env))
 
         workers = {
-            name: start(name, command, environments[name])
+            name: start(name, command, environments.get(name, {}))
             for name, command in commands.items()
             if args.only in (None, name)
         }

@@ -127,8 +127,25 @@ def check_gather_and_integers() -> None:
     assert words.numpy().tolist() == expected
 
 
+def check_small_integers() -> None:
+    rng = np.random.default_rng(4)
+    x, y = rng.integers(-(1 << 15), 1 << 15, (2, 3, 16, 2)).astype(np.int16)
+    start = rng.integers(-1000, 1000, (3, 16), np.int32)
+    expected = start + (x.astype(np.int64) * y).sum(-1)
+    sums = Tensor.from_numpy(start.copy())
+    pairs = [Tensor.from_numpy(v.view(np.int32)) for v in (x, y)]
+    launch(Kernel("simd_kernels", "pairs_summed"), *pairs, sums, items=3)
+    np.testing.assert_array_equal(sums.numpy(), expected.astype(np.int32))
+    source = rng.integers(-128, 128, (2, 4, 4), np.int32)
+    apart = Tensor.zeros((8, 12), DType.int8)
+    launch(Kernel("simd_kernels", "quads"), Tensor.from_numpy(source), apart, 12, items=2)
+    np.testing.assert_array_equal(apart.numpy()[:, :4], source.reshape(8, 4))
+    assert (apart.numpy()[:, 4:] == 0).all()
+
+
 CHECKS = (
     check_gather_and_integers,
+    check_small_integers,
     check_half_to_float,
     check_float_to_half,
     check_exp,

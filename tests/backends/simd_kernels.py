@@ -6,12 +6,14 @@ from kuiperllm.backends.cpu.rowwise import first_equal, largest, log
 from kuiperllm.backends.cpu.simd import (
     at_least,
     count_lanes,
+    dot2_i16,
     equal,
     exp,
     f32p,
     first_lane,
     gather,
     greater,
+    i8p,
     i32p,
     i64p,
     load,
@@ -28,6 +30,7 @@ from kuiperllm.backends.cpu.simd import (
     store_f16,
     store_first,
     store_i32,
+    store_quads,
     u8p,
     u16p,
 )
@@ -73,6 +76,16 @@ def gathered(source: f32p, places: i32p, out: f32p, begin, end, thread):
 def products(x: i32p, y: i32p, out: i32p, begin, end, thread):
     for i in range(begin, end):
         store_i32(out, 16 * i, mul_i32(load_i32(x, 16 * i), load_i32(y, 16 * i)))
+
+
+def pairs_summed(x: i32p, y: i32p, out: i32p, begin, end, thread):
+    for i in range(begin, end):
+        store_i32(out, 16 * i, dot2_i16(load_i32(out, 16 * i), load_i32(x, 16 * i), load_i32(y, 16 * i)))
+
+
+def quads(source: i32p, out: i8p, distance: int, begin, end, thread):
+    for i in range(begin, end):
+        store_quads(out, 4 * distance * i, load_i32(source, 16 * i), distance)
 
 
 def eights(source: u8p, out: i64p, begin, end, thread):

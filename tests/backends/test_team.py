@@ -28,14 +28,14 @@ def restore_threads() -> Iterator[None]:
     set_num_threads(before)
 
 
-def counts_of(items: int, grain: int) -> np.ndarray:
+def counts_of(items: int, grain: int, in_long_runs: bool) -> np.ndarray:
     counts = Tensor.zeros((items + 8,), DType.int64)
-    launch(COUNT, counts, items=items, grain=grain)
+    launch(COUNT, counts, items=items, grain=grain, in_long_runs=in_long_runs)
     return counts.numpy()
 
 
-def assert_each_once(items: int, grain: int) -> None:
-    counts = counts_of(items, grain)
+def assert_each_once(items: int, grain: int, in_long_runs: bool = False) -> None:
+    counts = counts_of(items, grain, in_long_runs)
     assert (counts[:items] == 1).all()
     assert (counts[items:] == 0).all()
 
@@ -45,6 +45,7 @@ def test_every_item_runs_once(threads: int) -> None:
     set_num_threads(threads)
     for items, grain in ((0, 1), (1, 1), (2, 1), (threads, 1), (97, 1), (97, 10), (97, 1000), (5000, 7)):
         assert_each_once(items, grain)
+        assert_each_once(items, grain, in_long_runs=True)
 
 
 def test_fewer_items_than_threads() -> None:

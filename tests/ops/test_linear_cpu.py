@@ -13,6 +13,7 @@ from kuiperllm.core import DType, Tensor
 from kuiperllm.errors import CheckpointError, UnsupportedError
 from kuiperllm.ops.embedding import embedding
 from kuiperllm.ops.linear import LinearWeight, linear, round_to_groups
+from kuiperllm.ops.linear.cpu import rounding
 from kuiperllm.quant import CodeLayout, Plane, QuantTensor, Scheme, q4, q8
 from kuiperllm.quant.codes import BYTES, INT8, NIBBLES
 from kuiperllm.quant.ggml import formats
@@ -91,7 +92,7 @@ def test_floats_that_cannot_be_rounded(scheme: Scheme) -> None:
 
 
 def test_x_in_groups_loses_little_where_one_element_is_large() -> None:
-    """Multipliers keep what stands in other groups than the outlier."""
+    """Each group has a scale of its own, which keeps what stands in other groups than the outlier."""
     rng = np.random.default_rng(3)
     x = rng.standard_normal((4, 256)).astype(np.float32)
     x[:, 5] = 200
@@ -110,6 +111,30 @@ def test_a_number_that_is_not_finite_is_not_rounded_away(tokens: int) -> None:
     y = linear(Tensor.from_numpy(x), weight).numpy()
     assert np.isnan(y[-1]).all()
     assert np.isfinite(y[:-1]).all()
+
+
+WIDE = {
+    "groups that 128 does not divide": (Scheme(4, 96), 1152, 96),
+    "groups wider than a panel": (q8(1536), 3072, 1536),
+    "columns that 128 does not divide": (q4(32), 2144, 32),
+    "a last panel of one super-block": (Scheme(4, 32, DType.int8, "minimum"), 2304, 256),
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize(("scheme", "k", "x_group"), WIDE.values(), ids=WIDE)
+def test_several_panels(scheme: Scheme, k: int, x_group: int, tokens: int) -> None:
+    tensor = random_tensor(np.random.default_rng(8), scheme, 40, k)
+    x = np.random.default_rng(9).standard_normal((tokens, k), np.float32)
+    y = linear(Tensor.from_numpy(x), LinearWeight.pack(tensor)).numpy()
+    if rounding(scheme, tokens, k) is DType.bfloat16:
+        rounded = x.astype(ml_dtypes.bfloat16).astype(np.float64)
+    else:
+        assert rounding(scheme, tokens, k) == x_group
+        rounded = round_to_groups(x, x_group)
+    expected = rounded @ tensor.dequantize().T.astype(np.float64)
+    tolerance = 1e-2 if rounding(scheme, tokens, k) is DType.bfloat16 else 1e-5
+    np.testing.assert_allclose(y, expected, atol=tolerance * np.abs(expected).max())
 
 
 def test_columns_in_another_order_of_a_slice_of_x() -> None:

@@ -139,17 +139,24 @@ def i64p_at(context: Any, address: Any) -> Any:
     return KINDS[i64p](types.int64), codegen
 
 
-@intrinsic
-def prefetch(context: Any, pointer: Any, index: Any) -> Any:
-    """Ask for the cache line of pointer + index; an address outside the memory does no harm."""
+def _prefetch(intent: int) -> Any:
+    @intrinsic
+    def fetch(context: Any, pointer: Any, index: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            address = address_of(builder, values[0], values[1], I8)
+            write, keep, data = (ir.Constant(I32, v) for v in (intent, 3, 1))
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), address, write, keep, data)
+            return context.get_dummy_value()
 
-    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        address = address_of(builder, values[0], values[1], I8)
-        read, keep, data = (ir.Constant(I32, v) for v in (0, 3, 1))
-        call(builder, "llvm.prefetch.p0", ir.VoidType(), address, read, keep, data)
-        return context.get_dummy_value()
+        return types.void(pointer, types.intp), codegen
 
-    return types.void(pointer, types.intp), codegen
+    return fetch
+
+
+# Ask for the cache line of pointer + index, to read it or to write to it; an address outside the memory does
+# no harm.
+prefetch = _prefetch(0)
+prefetch_for_write = _prefetch(1)
 
 
 # --- loads and stores ---------------------------------------------------------------------------------------
@@ -241,6 +248,22 @@ def _lanes_below(builder: Any, count: Any) -> Any:
     """Mask of the lanes whose number is below `count`."""
     lanes = ir.Constant(VI, [*range(16)])
     return builder.icmp_signed("<", lanes, splat_value(builder, builder.trunc(count, I32)))
+
+
+@intrinsic
+def store_quads(context: Any, pointer: Any, index: Any, vector: Any, distance: Any) -> Any:
+    """Store 16 lanes as bytes: four at pointer + index, the next four `distance` elements on, and so on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer, index, vector, distance = values
+        words = builder.bitcast(builder.trunc(vector, VI8), ir.VectorType(I32, 4))
+        for lane in range(4):
+            word = builder.extract_element(words, ir.Constant(I32, lane))
+            builder.store(word, address_of(builder, pointer, index, I32), align=1)
+            index = builder.add(index, distance)
+        return context.get_dummy_value()
+
+    return types.void(pointer, types.intp, i32x16, types.intp), codegen
 
 
 @intrinsic
@@ -452,7 +475,27 @@ def _dot4(builder: Any, accumulator: Any, weights: Any, activations: Any) -> Any
     return accumulator
 
 
+def _dot2_i16(builder: Any, accumulator: Any, x: Any, y: Any) -> Any:
+    """Each lane: accumulator + the sum over two products of signed 16-bit numbers."""
+    target = present_target()
+    if target.at_least("avx512"):
+        return call(builder, "llvm.x86.avx512.vpdpwssd.512", VI, accumulator, x, y)
+    if target.is_x86 and target.at_least("avx2"):
+        pairs, sums = ir.VectorType(I16, 32), ir.VectorType(I32, 8)
+        operands = (halves(builder, builder.bitcast(v, pairs)) for v in (x, y))
+        products = [
+            call(builder, "llvm.x86.avx2.pmadd.wd", sums, p, q) for p, q in zip(*operands, strict=True)
+        ]
+        return builder.add(accumulator, join(builder, *products))
+    sixteen = constant(VI, 16)
+    for low in (True, False):
+        a, b = (builder.ashr(builder.shl(v, sixteen) if low else v, sixteen) for v in (x, y))
+        accumulator = builder.add(accumulator, builder.mul(a, b))
+    return accumulator
+
+
 dot4 = define(_dot4, i32x16, i32x16, i32x16, i32x16)
+dot2_i16 = define(_dot2_i16, i32x16, i32x16, i32x16, i32x16)
 
 # AVX512_BF16: each lane: accumulator + two products of bfloat16 pairs, summed in float32.
 dot2_bf16 = define(

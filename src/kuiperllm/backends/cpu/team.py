@@ -36,6 +36,7 @@ _MAX_THREADS = 1024
 _MAX_ARGUMENTS = 64
 
 Argument = Tensor | int | float
+_Launch = tuple[int, bytes, int, int, int]  # kernel, arguments, items, grain, sharers
 
 
 class CpuGraph(Graph):
@@ -44,13 +45,15 @@ class CpuGraph(Graph):
     def __init__(self, pool: PrivatePool) -> None:
         self.pool = pool
         """Where the memory of its intermediate results comes from."""
-        self._launches: list[tuple[int, bytes, int, int]] = []
+        self._launches: list[_Launch] = []
         self._keep: dict[int, Buffer] = {}
         self._program: _Program | None = None
 
-    def record(self, kernel: Kernel, arguments: tuple[Argument, ...], items: int, grain: int) -> None:
+    def record(
+        self, kernel: Kernel, arguments: tuple[Argument, ...], items: int, grain: int, sharers: int
+    ) -> None:
         """Add a launch."""
-        self._launches.append((kernel.address, kernel.pack(*_raw(arguments)), items, grain))
+        self._launches.append((kernel.address, kernel.pack(*_raw(arguments)), items, grain, sharers))
         for argument in arguments:
             if isinstance(argument, Tensor) and not self.pool.owns(argument.buffer):
                 self._keep[id(argument.buffer)] = argument.buffer
@@ -68,13 +71,13 @@ class CpuGraph(Graph):
 class _Program:
     """Launches laid out as the team's kernels read them."""
 
-    def __init__(self, launches: list[tuple[int, bytes, int, int]]) -> None:
-        self._arguments = [ctypes.create_string_buffer(packed, len(packed)) for _, packed, _, _ in launches]
+    def __init__(self, launches: list[_Launch]) -> None:
+        self._arguments = [ctypes.create_string_buffer(packed, len(packed)) for _, packed, *_ in launches]
         rows = [
-            (address, ctypes.addressof(block), items, grain)
-            for (address, _, items, grain), block in zip(launches, self._arguments, strict=True)
+            (address, ctypes.addressof(block), *shares)
+            for (address, _, *shares), block in zip(launches, self._arguments, strict=True)
         ]
-        self._launches = np.array(rows, np.int64).reshape(len(rows), 4)
+        self._launches = np.array(rows, np.int64).reshape(len(rows), 5)
         self._progress = np.zeros(_PROGRESS_SLOTS * len(rows), np.int64)
         self.launches = self._launches.ctypes.data
         self.progress = self._progress.ctypes.data
@@ -94,10 +97,12 @@ class Team:
         self._semaphores: list[threading.Semaphore] = []
         self._open: _Program | None = None
         self._arguments = ctypes.create_string_buffer(8 * _MAX_ARGUMENTS)
-        self._single = _Program([(0, bytes(8), 0, 0)])
+        self._single = _Program([(0, bytes(8), 0, 0, 0)])
 
-    def launch(self, kernel: Kernel, arguments: tuple[Argument, ...], items: int, grain: int) -> None:
-        """Run one kernel over `items` work items, claimed `grain` at a time."""
+    def launch(
+        self, kernel: Kernel, arguments: tuple[Argument, ...], items: int, grain: int, sharers: int
+    ) -> None:
+        """Run one kernel; see `team_kernel.claimed_range`."""
         with self._lock:
             kernel.pack_into(self._arguments, *_raw(arguments))
             if items <= grain or self.num_threads == 1:
@@ -105,7 +110,7 @@ class Team:
                 return
             launch = self._single._launches[0]
             launch[0], launch[1] = kernel.address, ctypes.addressof(self._arguments)
-            launch[2], launch[3] = items, grain
+            launch[2], launch[3], launch[4] = items, grain, sharers
             self.run(self._single)
 
     def run(self, program: _Program) -> None:
@@ -202,7 +207,9 @@ def num_threads() -> int:
     return team().num_threads
 
 
-def launch(kernel: Kernel, *arguments: Argument, items: int, grain: int = 1) -> None:
+def launch(
+    kernel: Kernel, *arguments: Argument, items: int, grain: int = 1, in_long_runs: bool = False
+) -> None:
     """Run a kernel over `items` work items, or record that if a graph is being captured.
 
     Args:
@@ -210,13 +217,16 @@ def launch(kernel: Kernel, *arguments: Argument, items: int, grain: int = 1) -> 
         arguments: its parameters in order; a tensor stands for the address of its first element.
         items: how many work items there are; 0 does nothing.
         grain: work items that a thread claims at a time.
+        in_long_runs: claim many items at first, and `grain` only in the end. For kernels that memory delivers
+            the more to, the longer they read on from where they are.
     """
     if items <= 0:
         return
+    sharers = num_threads() if in_long_runs else 0
     if (graph := _capture.graph) is not None:
-        graph.record(kernel, arguments, items, grain)
+        graph.record(kernel, arguments, items, grain, sharers)
     else:
-        team().launch(kernel, arguments, items, grain)
+        team().launch(kernel, arguments, items, grain, sharers)
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """What the threads of a `Team` run between kernels: hand out work, wait for each other, go to sleep.
 
 All functions share one control block of int64 slots, each group on cache lines of its own. The threads walk
-the same list of launches. For each launch they claim ranges of work items from a counter until none are left,
-and go on when all items are done. Nobody waits for a thread, only for work: one that the operating system has
-put aside, or that is still waking up, holds up no more than the range it claimed.
+the same list of launches. For each launch they claim ranges of work items, numbered by a counter, until none
+are left, and go on when all items are done. Nobody waits for a thread, only for work: one that the operating
+system has put aside, or that is still waking up, holds up no more than the range it claimed.
 """
 
 from kuiperllm.backends.cpu.atomics import (
@@ -28,8 +28,9 @@ STATES = 40  # per worker, a cache line each: its state, and whether its semapho
 
 AWAKE, SLEEPING = 0, 1
 
-# A launch is four slots (kernel, arguments, items, grain); its progress is one line (claimed, done).
-LAUNCH_SLOTS = 4
+# A launch is five slots (kernel, arguments, items, grain, sharers); its progress is one line (claims, items
+# done).
+LAUNCH_SLOTS = 5
 PROGRESS_SLOTS = 8
 
 # A thread that waits polls, then yields the processor; a worker without work then sleeps. With these counts
@@ -39,16 +40,33 @@ YIELDS = 1500
 
 
 @inline
+def claimed_range(number, items, grain, sharers):
+    """First item and size of a claim, by its number.
+
+    Claims have `grain` items. With sharers, so many threads, the first `sharers` claims are half of the work,
+    the next ones half of what is left, and so forth down to claims of `grain`.
+    """
+    first, size = 0, items // (2 * sharers) if sharers > 0 else 0
+    while size > grain:
+        if number < sharers:
+            return first + number * size, size
+        first += sharers * size
+        number -= sharers
+        size //= 2
+    return first + number * grain, grain
+
+
+@inline
 def run_launches(launches, count, progress, thread):
     for index in range(count):
         launch = offset(launches, index * LAUNCH_SLOTS)
         counters = offset(progress, index * PROGRESS_SLOTS)
-        items, grain = launch[2], launch[3]
+        items = launch[2]
         while True:
-            first = atomic_add(counters, 0, grain)
+            first, size = claimed_range(atomic_add(counters, 0, 1), items, launch[3], launch[4])
             if first >= items:
                 break
-            after = min(first + grain, items)
+            after = min(first + size, items)
             call_kernel(launch[0], launch[1], first, after, thread)
             atomic_add(counters, 1, after - first)
         polls = 0

@@ -97,22 +97,16 @@ def reference(
 
 
 def round_to_groups(x: NDArray[Any], group_size: int) -> NDArray[Any]:
-    """x as int8 groups hold it: values times a multiplier of the group, from 1 to 255, times a row's unit.
+    """x as int8 groups hold it: scale = largest / 127, values rounded to nearest.
 
-    The unit is the row's largest element / (127 * 255), and the multiplier of a group the least with which
-    all values of the group lie within 127; they are rounded to nearest. A row whose largest element is no
-    more than 1e-30 becomes 0.
+    Groups that reach no further than 1e-30 become zeros; the last one may be shorter.
     """
     rows, columns = x.shape
     padded = np.pad(x.astype(np.float32), ((0, 0), (0, -columns % group_size)))
     groups = padded.reshape(rows, -1, group_size)
     largest = np.abs(groups).max(-1, keepdims=True)
-    unit = largest.max(1, keepdims=True) / np.float32(127 * 255)
-    unit[largest.max(1, keepdims=True) <= np.float32(1e-30)] = 0
-    zero = unit == 0
-    multiplier = np.clip(np.ceil(largest / np.where(zero, 1, np.float32(127) * unit)), 1, 255)
-    inverse = np.where(zero, 0, np.float32(1) / np.where(zero, 1, unit * multiplier))
-    rounded = np.rint(groups * inverse).astype(np.float64) * multiplier * unit
+    inverse = np.divide(np.float32(127), largest, out=np.zeros_like(largest), where=largest > 1e-30)
+    rounded = np.rint(groups * inverse) * (largest / np.float32(127))
     values: NDArray[Any] = rounded.reshape(rows, -1)[:, :columns]
     return values
 

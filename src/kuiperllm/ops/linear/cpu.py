@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kuiperllm.backends.cpu.features import target
 from kuiperllm.core import DType, Tensor
-from kuiperllm.ops.linear.cpu_codes import X_GROUP, linear_codes
+from kuiperllm.ops.linear.cpu_codes import linear_codes, x_group
 from kuiperllm.ops.linear.cpu_float import gemm_amx, gemm_bf16, linear_float
 from kuiperllm.ops.linear.cpu_pack import packed_sizes as packed_sizes
 from kuiperllm.ops.linear.cpu_pack import write_rows as write_rows
@@ -46,7 +46,7 @@ def rounding(format: WeightFormat, tokens: int, k: int) -> Rounding:
     if _uses_amx(format, tokens, k) or _uses_bf16_dot(format, tokens, k):
         return DType.bfloat16
     if isinstance(format, Scheme) and _is_integer(format):
-        return max(format.group_size, X_GROUP)
+        return x_group(format, k)
     return None
 
 

@@ -20,38 +20,64 @@ from kuiperllm.ops.linear.cpu_work import (
     scheme_parameters,
 )
 from kuiperllm.ops.linear.weight import LinearWeight
-from kuiperllm.quant import Scheme
+from kuiperllm.quant import SUPER_BLOCK, Scheme
 
-X_GROUP = 32
-"""Columns of x that share a multiplier, unless the groups of the weights are larger."""
+_CHUNK = 32
+_SLICE = 1024  # columns of a panel: two blocks of them nearly fit the first-level cache
 
-_SLICE = 2048  # columns of a panel: two blocks of them fit the second-level cache beside the rows of x
+
+def x_group(scheme: Scheme, k: int) -> int:
+    """Columns of x that share a scale; whole groups of the weights.
+
+    Few bits lose so much that larger groups of x do not count, and save a multiplication for each group of
+    the weights. With super-blocks x has groups of 256, as llama.cpp rounds it for these types.
+    """
+    if scheme.has_super_blocks:
+        return SUPER_BLOCK
+    if 128 % scheme.group_size:
+        return scheme.group_size
+    wanted = 128 if scheme.bits <= 4 else max(scheme.group_size, _CHUNK)
+    return next(group for group in (128, 64, 32) if group <= wanted and padded_columns(k) % group == 0)
 
 
 def linear_codes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
     """y = x W^T + bias, with x in int8 groups."""
     scheme, tokens, n = weight.scheme, x.shape[0], weight.out_features
     assert scheme is not None
-    operands = weight.data, *scales_of(weight), *_round(x, weight, scheme), bias_of(weight), out
-    sizes = (
-        *(tokens, n, padded_columns(weight.in_features), out.strides[0]),
-        *(int(weight.bias is not None), int(accumulate)),
-    )
-    if tokens <= _few_rows()[-1]:
-        rows = next(rows for rows in _few_rows() if rows >= tokens)
+    k, group = padded_columns(weight.in_features), x_group(scheme, weight.in_features)
+    few = tokens <= _few_rows()[-1]
+    rows = next(rows for rows in _few_rows() if rows >= tokens) if few else _rows_of_tile()
+    operands = weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight), out
+    sizes = (tokens, n, k, out.strides[0], int(weight.bias is not None), int(accumulate))
+    if few:
         items = blocks_of(n)
-        launch(_gemv(scheme, rows), *operands, *sizes, items=items, grain=grain_of(items))
+        kernel = _gemv(scheme, group, rows)
+        launch(kernel, *operands, *sizes, items=items, grain=grain_of(items), in_long_runs=True)
     else:
-        each = 2 if scheme.has_zeros else 1
-        panel_bytes = 2 * _SLICE * 16 + _rows_of_tile() * 128 + 2 * (_SLICE // scheme.group_size) * each * 64
+        columns = _slice_columns(group)
+        records = columns // group * (group // scheme.group_size + _beside(scheme, group))
+        panel_bytes = 2 * columns * 16 + 2 * records * 64 + (tokens + rows) * 128
         panels = Tensor.empty((num_threads(), panel_bytes), DType.uint8)
         items = pairs_of(n)
         launch(
-            _gemm(scheme),
+            _gemm(scheme, group),
             *(*operands, panels, *sizes, panel_bytes),
             items=items,
-            grain=min(16, 2 * grain_of(items)),
+            grain=min(4, grain_of(items)),
         )
+
+
+def _slice_columns(x_group: int) -> int:
+    """Columns of a panel: whole groups of x."""
+    return max(1, _SLICE // x_group) * x_group
+
+
+def _beside(scheme: Scheme, group: int) -> int:
+    """Vectors of a record of a panel beside the scales; see `cpu_gemm_kernel.expand_records`."""
+    count = group // scheme.group_size
+    if not scheme.has_zeros:
+        return 0
+    return count // 2 + 1 if scheme.has_super_blocks else count
 
 
 def _few_rows() -> tuple[int, ...]:
@@ -64,46 +90,55 @@ def _rows_of_tile() -> int:
     return 6 if target().at_least("avx512") else 2
 
 
-def _round(x: Tensor, weight: LinearWeight, scheme: Scheme) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x in int8 groups: values, multipliers, sums, units; see `cpu_round_kernel.round_to_int8`."""
+def _round(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """x in int8 groups, in tiles of rows: values, scales, sums; see `cpu_round_kernel.round_to_int8`."""
     tokens, width = x.shape
-    k, group, columns = padded_columns(width), scheme.group_size, weight.columns
-    values = Tensor.empty((tokens, k), DType.int8)
-    multipliers = Tensor.empty((tokens, k // max(group, X_GROUP)), DType.int32)
-    sums = Tensor.empty((tokens, k // group), DType.int32)
-    units = Tensor.empty((tokens,), DType.float32)
+    padded = -(-tokens // rows) * rows
+    k, columns = padded_columns(width), weight.columns
+    group, pairs = x_group(scheme, width), _sums_in_pairs(scheme)
+    values = Tensor.empty((padded, k), DType.int8)
+    scales = Tensor.empty((padded, k // group), DType.float32)
+    sums = Tensor.empty((padded, k // scheme.group_size // (2 if pairs else 1)), DType.int32)
     launch(
-        _round_to_int8(group, columns is not None),
-        *(x, x if columns is None else columns, values, multipliers, sums, units, width, x.strides[0]),
-        *(-scheme.middle if scheme.coding == "middle" else -1, int(scheme.coding == "minimum")),
-        items=tokens,
-        grain=row_grain(k),
+        _round_to_int8(scheme.group_size, group, pairs, columns is not None),
+        *(x, x if columns is None else columns, values, scales, sums),
+        *(tokens, width, x.strides[0], rows, -scheme.middle if scheme.coding == "middle" else -1),
+        items=padded,
+        grain=-(-row_grain(k) // rows) * rows,  # whole tiles: their rows share cache lines
     )
-    return values, multipliers, sums, units
+    return values, scales, sums
+
+
+def _sums_in_pairs(scheme: Scheme) -> bool:
+    """Whether sums of x are multiplied by minimums of int8."""
+    return scheme.coding == "minimum" and scheme.has_super_blocks
 
 
 @cache
-def _round_to_int8(group: int, ordered: bool) -> Kernel:
-    return Kernel(ROUND_MODULE, "round_to_int8", GROUP=group, ORDERED=ordered)
+def _round_to_int8(group: int, x_group: int, pairs: bool, ordered: bool) -> Kernel:
+    return Kernel(ROUND_MODULE, "round_to_int8", GROUP=group, XGROUP=x_group, PAIRS=pairs, ORDERED=ordered)
 
 
 @cache
-def _gemv(scheme: Scheme, rows: int) -> Kernel:
+def _gemv(scheme: Scheme, x_group: int, rows: int) -> Kernel:
     return Kernel(
         "kuiperllm.ops.linear.cpu_gemv_kernel",
         "gemv_codes",
         **scheme_parameters(scheme),
+        XGROUP=x_group,
         ROWS=rows,
         CHAINS=1 if rows > 2 else 2,
     )
 
 
 @cache
-def _gemm(scheme: Scheme) -> Kernel:
+def _gemm(scheme: Scheme, x_group: int) -> Kernel:
     return Kernel(
         "kuiperllm.ops.linear.cpu_gemm_kernel",
         "gemm_codes",
         **scheme_parameters(scheme),
+        XGROUP=x_group,
+        BESIDE=_beside(scheme, x_group),
         ROWS=_rows_of_tile(),
-        SLICE=_SLICE,
+        SLICE=_slice_columns(x_group),
     )

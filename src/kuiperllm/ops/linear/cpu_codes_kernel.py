@@ -91,13 +91,26 @@ def load_number(numbers, index):
 
 
 @inline
+def pair_of_minimums(scales, at):
+    """The minimums of the group whose record begins at `at` and of the next one, as pairs of int16."""
+    low = and_i32(load_i8(as_i8p(scales), at + 16), splat_i32(np.int32(0xFFFF)))
+    return or_i32(low, shl(load_i8(as_i8p(scales), at + 48), np.int32(16)))
+
+
+@inline
+def load_super(supers, block, group, k, second):
+    """Scales of the scales of a group's super-block, or with `second` = 16 of what is beside them."""
+    record = 16 if CODING == MIDDLE else 32
+    return load_f16(as_u16p(supers), (block * (k // SUPER) + group * GROUP // SUPER) * record + second)
+
+
+@inline
 def load_scaled(numbers, supers, block, group, k, second):
-    """Scales of a group of a block of k columns, or what is beside them (`second` is 16): float32."""
-    record = 16 if CODING == MIDDLE or CODING == E4M3 else 32
+    """Scales of a group of a block of k columns, or with `second` = 16 what is beside them, in float32."""
+    record = 32 if CODING == ZEROS or CODING == MINIMUM else 16
     number = load_number(numbers, (block * (k // GROUP) + group) * record + second)
     if SCALE == BYTE:
-        of_scales = (block * (k // SUPER) + group * GROUP // SUPER) * record + second
-        number = mul(number, load_f16(as_u16p(supers), of_scales))
+        number = mul(number, load_super(supers, block, group, k, second))
     return number
 
 

@@ -43,7 +43,8 @@ def linear_float(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool)
         items = blocks_of(n)
         matrix = (weight.data, scales) if isinstance(format, Scheme) else (weight.data,)
         operands = *matrix, x, bias_of(weight), out
-        launch(_gemv(format), *operands, *sizes, *start, items=items, grain=grain_of(items))
+        kernel = _gemv(format)
+        launch(kernel, *operands, *sizes, *start, items=items, grain=grain_of(items), in_long_runs=True)
     else:
         items = pairs_of(n)
         columns = _slice_columns(format, DType.float32)

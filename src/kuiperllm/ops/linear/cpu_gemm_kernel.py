@@ -1,29 +1,32 @@
 """CPU kernel that multiplies many rows of x (prefill) by a quantized matrix.
 
-Two blocks of 16 outputs at a time: their codes, some thousand columns of them, are brought to bytes and
-their scales to float32 in a panel that stays in the second-level cache. Then all rows of x pass by, ROWS at a
-time, whose sums stay in registers. See `cpu_codes_kernel.py` for the layout of weights and
-`cpu_round_kernel.py` for that of x. Work items are pairs of blocks.
+Two blocks of 16 outputs at a time: their codes, a thousand columns of them, are brought to bytes and their
+scales to float32 in a panel that stays in cache. Then all rows of x pass by, ROWS at a time: sums of a group
+of x stay in registers, those of all groups in scratch memory, and y is written once, when the last columns
+have passed. See `cpu_codes_kernel.py` for the layout of weights and `cpu_round_kernel.py` for that of x. Work
+items are pairs of blocks.
 """
 
 import numpy as np
 
 from kuiperllm.backends.cpu.simd import (
+    add,
     as_f32p,
     as_i32p,
     broadcast,
     broadcast_4bytes,
+    dot2_i16,
     dot4,
     f32p,
     fma,
     i8p,
     i32p,
     load,
-    load_f16,
     load_i32,
     mul,
     mul_i32,
     offset,
+    prefetch_for_write,
     splat_i32,
     store,
     store_i32,
@@ -42,16 +45,19 @@ from kuiperllm.ops.linear.cpu_codes_kernel import (
     MIDDLE,
     MINIMUM,
     SCALE,
-    SUPER,
     ZEROS,
-    load_number,
+    load_scaled,
+    load_super,
+    pair_of_minimums,
     quad,
 )
 from kuiperllm.ops.linear.cpu_output_kernel import start_value, write
 
 # Template parameters beside those of the scheme.
+XGROUP = 64  # columns of x that share a scale
+BESIDE = 0  # vectors of a record beside its scales
 ROWS = 6  # rows of x in a register tile
-SLICE = 4096  # columns of a panel
+SLICE = 1024  # columns of a panel, whole XGROUPs
 
 
 @inline
@@ -63,88 +69,136 @@ def expand_codes(w, panel, columns):
 
 
 @inline
-def expand_records(scales, supers, panel, at, first, columns):
-    """Records of a block's groups to float32 scales [groups][16], followed by their zeros or minimums.
+def expand_records(scales, supers, panel, block, k, first, columns):
+    """What belongs to a block's groups, a record for each XGROUP columns.
 
-    `at` and `first` are the block's first group and column; zero points become int32.
+    A record is float32 scales [groups][16], followed by `BESIDE` vectors: zero points in int32 or minimums in
+    float32 [groups][16]; or with super-blocks pairs of int16 minimums [groups/2][16][2] and their scale [16].
     """
-    record = 16 if CODING == MIDDLE else 32
-    for column in range(first, first + columns, GROUP):
-        source, to = (at + column // GROUP) * record, (column - first) // GROUP * record
-        scale = load_number(scales, source)
-        if SCALE == BYTE:
-            of_scales = ((at * GROUP) // SUPER + column // SUPER) * record
-            scale = mul(scale, load_f16(supers, of_scales))
-        store(panel, to, scale)
-        if CODING == ZEROS:
-            store_i32(as_i32p(panel), to + 16, to_i32(load_number(scales, source + 16)))
-        if CODING == MINIMUM:
-            minimum = load_number(scales, source + 16)
-            if SCALE == BYTE:
-                minimum = mul(minimum, load_f16(supers, of_scales + 16))
-            store(panel, to + 16, minimum)
+    count = XGROUP // GROUP
+    for part in range(columns // XGROUP):
+        group, to = (first + part * XGROUP) // GROUP, part * (count + BESIDE) * 16
+        beside = to + count * 16
+        for g in range(count):
+            store(panel, to + g * 16, load_scaled(scales, supers, block, group + g, k, 0))
+            if CODING == ZEROS:
+                zero = to_i32(load_scaled(scales, supers, block, group + g, k, 16))
+                store_i32(as_i32p(panel), beside + g * 16, zero)
+            if CODING == MINIMUM and SCALE != BYTE:
+                store(panel, beside + g * 16, load_scaled(scales, supers, block, group + g, k, 16))
+        if CODING == MINIMUM and SCALE == BYTE:
+            for pair in range(count // 2):
+                pairs = pair_of_minimums(scales, (block * (k // GROUP) + group + 2 * pair) * 32)
+                store_i32(as_i32p(panel), beside + pair * 16, pairs)
+            store(panel, beside + count * 8, load_super(supers, block, group, k, 16))
 
 
 def gemm_codes(
-    w: u8p, scales: u8p, supers: u16p, xq: i8p, xm: i32p, xz: i32p, xs: f32p, bias: f32p, y: f32p,
-    scratch: u8p, m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, scratch_bytes: int,
+    w: u8p, scales: u8p, supers: u16p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p, scratch: u8p,
+    m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, scratch_bytes: int,
     begin, end, thread,
 ):  # fmt: skip
-    """y = x W^T."""
-    last, groups, size = (n + 15) // 16 - 1, k // GROUP, GROUP if GROUP > 32 else 32
-    record = 16 if CODING == MIDDLE else 32
+    """y = x W^T. `scratch` holds, for each thread, a panel of codes, one of records, and sums of all rows."""
+    last, count = (n + 15) // 16 - 1, XGROUP // GROUP
+    record = (count + BESIDE) * 16
     panel = offset(scratch, thread * scratch_bytes)
-    sums = as_f32p(offset(panel, SLICE * 32))
-    records = offset(sums, ROWS * 32)
-    block, code, of_group = registers(2), registers(2), registers(2)
-    for first in range(0, k, SLICE):
-        columns = min(SLICE, k - first)
-        for pair in range(begin, end):
+    of_groups = as_f32p(offset(panel, SLICE * 32))
+    all_sums = offset(of_groups, 2 * (SLICE // XGROUP) * record)
+    block, code, records = registers(2), registers(2), registers(2)
+    for pair in range(begin, end):
+        for first in range(0, k, SLICE):
+            columns = min(SLICE, k - first)
             for b in unroll(2):
                 block[b] = min(2 * pair + b, last)
                 code[b] = offset(w, (block[b] * k + first) * BITS * 2)
                 if BITS < 8:
                     expand_codes(code[b], offset(panel, b * SLICE * 16), columns)
                     code[b] = offset(panel, b * SLICE * 16)
-                of_group[b] = offset(records, b * (SLICE // GROUP) * record)
-                expand_records(scales, supers, of_group[b], block[b] * groups, first, columns)
+                records[b] = offset(of_groups, b * (SLICE // XGROUP) * record)
+                expand_records(scales, supers, records[b], block[b], k, first, columns)
             for row in range(0, m, ROWS):
-                i, out, dot = registers(ROWS), registers(ROWS, 2), registers(ROWS, 2)
-                for r in unroll(ROWS):
-                    i[r] = row + r if row + r < m else m - 1
-                    for b in unroll(2):
-                        out[r, b] = zeros()
-                for g in range(columns // GROUP):
-                    at = g * record
+                sums = offset(all_sums, row * 32)
+                x = offset(xq, row * k + first * ROWS)
+                x_scales = offset(xs, (row * k + first * ROWS) // XGROUP)
+                z = offset(xz, (row * k + first * ROWS) // GROUP)
+                if CODING == MINIMUM and SCALE == BYTE:
+                    z = offset(xz, (row * k + first * ROWS) // GROUP // 2)
+                part, dot = registers(ROWS, 2), registers(ROWS, 2)
+                if first + columns == k:  # lines of y miss the caches, and stores wait for each other
                     for r in unroll(ROWS):
-                        start = splat_i32(xz[i[r] * groups + first // GROUP + g])
+                        prefetch_for_write(y, (row + r) * stride + 32 * pair)
+                        prefetch_for_write(y, (row + r) * stride + 32 * pair + 16)
+                if first == 0:
+                    for r in unroll(ROWS):
                         for b in unroll(2):
-                            if CODING == MIDDLE:
-                                dot[r, b] = start
-                            if CODING == ZEROS:
-                                dot[r, b] = mul_i32(start, load_i32(of_group[b], at + 16))
-                            if CODING == MINIMUM:
-                                dot[r, b] = splat_i32(np.int32(0))
-                                out[r, b] = fma(to_f32(start), load(of_group[b], at + 16), out[r, b])
-                    for column in range(g * GROUP, g * GROUP + GROUP, 4):
-                        v0, v1 = load_i32(code[0], column * 16), load_i32(code[1], column * 16)
-                        for r in unroll(ROWS):
-                            x = broadcast_4bytes(xq, i[r] * k + first + column)
-                            dot[r, 0] = dot4(dot[r, 0], v0, x)
-                            dot[r, 1] = dot4(dot[r, 1], v1, x)
-                    scale0, scale1 = load(of_group[0], at), load(of_group[1], at)
-                    for r in unroll(ROWS):
-                        multiplier = splat_i32(xm[(i[r] * k + first + g * GROUP) // size])
-                        out[r, 0] = fma(to_f32(mul_i32(dot[r, 0], multiplier)), scale0, out[r, 0])
-                        out[r, 1] = fma(to_f32(mul_i32(dot[r, 1], multiplier)), scale1, out[r, 1])
+                            store(sums, r * 32 + b * 16, zeros())
                 for r in unroll(ROWS):
                     for b in unroll(2):
-                        store(sums, r * 32 + b * 16, out[r, b])
-                for r in range(row, min(row + ROWS, m)):
-                    for b in range(2 if 2 * pair < last else 1):
-                        yr, column = offset(y, r * stride), (2 * pair + b) * 16
-                        before = start_value(
-                            bias, yr, column, n, has_bias and first == 0, accumulate or first > 0
-                        )
-                        total = load(sums, (r - row) * 32 + b * 16)
-                        write(yr, column, n, fma(total, broadcast(xs, r), before))
+                        part[r, b] = load(sums, r * 32 + b * 16)
+                for p in range(columns // XGROUP):
+                    at, beside = p * record, p * record + count * 16
+                    if XGROUP > GROUP:
+                        for r in unroll(ROWS):
+                            for b in unroll(2):
+                                part[r, b] = zeros()
+                    if CODING == MINIMUM and SCALE == BYTE:
+                        for r in unroll(ROWS):
+                            for b in unroll(2):
+                                dot[r, b] = splat_i32(np.int32(0))
+                        for g in range(0, count, 2):
+                            low0 = load_i32(as_i32p(records[0]), beside + g * 8)
+                            low1 = load_i32(as_i32p(records[1]), beside + g * 8)
+                            for r in unroll(ROWS):
+                                pair_of_sums = splat_i32(z[(p * count + g) // 2 * ROWS + r])
+                                dot[r, 0] = dot2_i16(dot[r, 0], low0, pair_of_sums)
+                                dot[r, 1] = dot2_i16(dot[r, 1], low1, pair_of_sums)
+                        for r in unroll(ROWS):
+                            for b in unroll(2):
+                                part[r, b] = mul(to_f32(dot[r, b]), load(records[b], beside + count * 8))
+                    for g in range(count):
+                        for r in unroll(ROWS):
+                            if CODING != MINIMUM or SCALE != BYTE:
+                                total = splat_i32(z[(p * count + g) * ROWS + r])
+                            for b in unroll(2):
+                                dot[r, b] = splat_i32(np.int32(0))
+                                if CODING == MIDDLE:
+                                    dot[r, b] = total
+                                if CODING == ZEROS:
+                                    dot[r, b] = mul_i32(total, load_i32(as_i32p(records[b]), beside + g * 16))
+                                if CODING == MINIMUM and SCALE != BYTE:
+                                    minimum = load(records[b], beside + g * 16)
+                                    if XGROUP == GROUP:
+                                        minimum = mul(minimum, broadcast(x_scales, p * ROWS + r))
+                                    part[r, b] = fma(to_f32(total), minimum, part[r, b])
+                        start = p * XGROUP + g * GROUP
+                        for column in range(start, start + GROUP, 4):
+                            v0, v1 = load_i32(code[0], column * 16), load_i32(code[1], column * 16)
+                            for r in unroll(ROWS):
+                                four = broadcast_4bytes(x, column * ROWS + r * 4)
+                                dot[r, 0] = dot4(dot[r, 0], v0, four)
+                                dot[r, 1] = dot4(dot[r, 1], v1, four)
+                        scale0, scale1 = load(records[0], at + g * 16), load(records[1], at + g * 16)
+                        for r in unroll(ROWS):
+                            if XGROUP == GROUP:
+                                x_scale = broadcast(x_scales, p * ROWS + r)
+                                part[r, 0] = fma(to_f32(dot[r, 0]), mul(scale0, x_scale), part[r, 0])
+                                part[r, 1] = fma(to_f32(dot[r, 1]), mul(scale1, x_scale), part[r, 1])
+                            else:
+                                part[r, 0] = fma(to_f32(dot[r, 0]), scale0, part[r, 0])
+                                part[r, 1] = fma(to_f32(dot[r, 1]), scale1, part[r, 1])
+                    if XGROUP > GROUP:
+                        for r in unroll(ROWS):
+                            x_scale = broadcast(x_scales, p * ROWS + r)
+                            for b in unroll(2):
+                                to = r * 32 + b * 16
+                                store(sums, to, fma(part[r, b], x_scale, load(sums, to)))
+                if XGROUP == GROUP:
+                    for r in unroll(ROWS):
+                        for b in unroll(2):
+                            store(sums, r * 32 + b * 16, part[r, b])
+                if first + columns == k:
+                    for r in range(row, min(row + ROWS, m)):
+                        for b in range(2 if 2 * pair < last else 1):
+                            yr, column = offset(y, r * stride), (2 * pair + b) * 16
+                            before = start_value(bias, yr, column, n, has_bias, accumulate)
+                            write(yr, column, n, add(before, load(sums, (r - row) * 32 + b * 16)))

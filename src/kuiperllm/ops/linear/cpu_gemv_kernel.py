@@ -9,16 +9,18 @@ blocks of 16 outputs.
 import numpy as np
 
 from kuiperllm.backends.cpu.simd import (
+    add,
     add_i32,
     broadcast,
     broadcast_4bytes,
+    dot2_i16,
     dot4,
     f32p,
     fma,
     i8p,
     i32p,
     load_f16,
-    load_i8,
+    mul,
     mul_i32,
     offset,
     prefetch,
@@ -41,11 +43,13 @@ from kuiperllm.ops.linear.cpu_codes_kernel import (
     SUPER,
     ZEROS,
     load_number,
+    pair_of_minimums,
     quad,
 )
 from kuiperllm.ops.linear.cpu_output_kernel import start_value, write
 
 # Template parameters beside those of the scheme.
+XGROUP = 64  # columns of x that share a scale
 ROWS = 1  # rows of x
 CHAINS = 1  # sums that a row's dot products of a group take turns with
 
@@ -53,44 +57,36 @@ AHEAD = 4096  # bytes that codes are fetched ahead
 
 
 def gemv_codes(
-    w: u8p, scales: u8p, supers: u16p, xq: i8p, xm: i32p, xz: i32p, xs: f32p, bias: f32p, y: f32p,
+    w: u8p, scales: u8p, supers: u16p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p,
     m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, begin, end, thread,
 ):  # fmt: skip
     """y = x W^T: m rows of x, no more than ROWS."""
-    groups, size = k // GROUP, GROUP if GROUP > 32 else 32
-    record = 16 if CODING == MIDDLE else 32
-    scaled = SUPER if SCALE == BYTE else size  # columns whose sum is scaled at the end
+    groups, record = k // GROUP, 16 if CODING == MIDDLE else 32
+    step = GROUP if GROUP > 32 else 32
     for block in range(begin, end):
-        wb, sb, ub = offset(w, block * k * BITS * 2), block * groups * record, block * (k // SUPER) * record
-        i, out, part, low = registers(ROWS), registers(ROWS), registers(ROWS), registers(ROWS)
+        wb, records = offset(w, block * k * BITS * 2), block * groups * record
+        out, part, dot = registers(ROWS), registers(ROWS), registers(ROWS, CHAINS)
         for r in unroll(ROWS):
-            i[r], out[r] = r if r < m else m - 1, zeros()
-        for first in range(0, k, scaled):
+            out[r] = zeros()
+        for first in range(0, k, XGROUP):
             for r in unroll(ROWS):
-                part[r], low[r] = zeros(), splat_i32(np.int32(0))
-            for j in range(first, first + scaled, size):
-                dot = registers(ROWS, CHAINS)
+                part[r] = zeros()
+            for j in range(first, first + XGROUP, step):
                 for h in range(2 if GROUP == 16 else 1):
                     g = j // GROUP + h
-                    at = sb + g * record
+                    at = records + g * record
                     for r in unroll(ROWS):
                         for c in unroll(CHAINS):
                             dot[r, c] = splat_i32(np.int32(0))
                         if CODING == MIDDLE:
-                            dot[r, 0] = splat_i32(xz[i[r] * groups + g])
+                            dot[r, 0] = splat_i32(xz[g * ROWS + r])
                         if CODING == ZEROS:
-                            dot[r, 0] = mul_i32(
-                                splat_i32(xz[i[r] * groups + g]), to_i32(load_number(scales, at + 16))
-                            )
-                        if CODING == MINIMUM and SCALE == BYTE:
-                            low[r] = add_i32(
-                                low[r], mul_i32(splat_i32(xz[i[r] * groups + g]), load_i8(scales, at + 16))
-                            )
+                            zero = to_i32(load_number(scales, at + 16))
+                            dot[r, 0] = mul_i32(splat_i32(xz[g * ROWS + r]), zero)
                         if CODING == MINIMUM and SCALE != BYTE:
-                            out[r] = fma(
-                                to_f32(splat_i32(xz[i[r] * groups + g])), load_number(scales, at + 16), out[r]
-                            )
-                    for column in range(j, j + size, 32):
+                            total = to_f32(splat_i32(xz[g * ROWS + r]))
+                            part[r] = fma(total, load_number(scales, at + 16), part[r])
+                    for column in range(j, j + step, 32):
                         chunk = column * BITS * 2
                         for q in range(h * 4, h * 4 + (4 if GROUP == 16 else 8), CHAINS):
                             for c in unroll(CHAINS):
@@ -98,25 +94,30 @@ def gemv_codes(
                                     prefetch(wb, chunk + AHEAD + (q + c) * 64)
                                 v = quad(wb, chunk, q + c)
                                 for r in unroll(ROWS):
-                                    x = broadcast_4bytes(xq, i[r] * k + column + (q + c) * 4)
+                                    x = broadcast_4bytes(xq, (column + (q + c) * 4) * ROWS + r * 4)
                                     dot[r, c] = dot4(dot[r, c], v, x)
                     scale = load_number(scales, at)
                     for r in unroll(ROWS):
                         for c in unroll(CHAINS - 1):
                             dot[r, 0] = add_i32(dot[r, 0], dot[r, c + 1])
-                        total = to_f32(mul_i32(dot[r, 0], splat_i32(xm[i[r] * (k // size) + j // size])))
-                        if SCALE == BYTE:
-                            part[r] = fma(total, scale, part[r])
-                        else:
-                            out[r] = fma(total, scale, out[r])
-            if SCALE == BYTE:
-                at = ub + first // SUPER * record
-                for r in unroll(ROWS):
-                    out[r] = fma(part[r], load_f16(supers, at), out[r])
+                        part[r] = fma(to_f32(dot[r, 0]), scale, part[r])
+            at = (block * (k // SUPER) + first // SUPER) * record
+            for r in unroll(ROWS):
+                x_scale = broadcast(xs, first // XGROUP * ROWS + r)
+                if SCALE == BYTE:
+                    out[r] = fma(part[r], mul(load_f16(supers, at), x_scale), out[r])
                     if CODING == MINIMUM:
-                        out[r] = fma(to_f32(low[r]), load_f16(supers, at + 16), out[r])
+                        dot[r, 0] = splat_i32(np.int32(0))
+                        for g in range(first // GROUP, (first + SUPER) // GROUP, 2):
+                            pair = pair_of_minimums(scales, records + g * record)
+                            sums = splat_i32(xz[g // 2 * ROWS + r])
+                            dot[r, 0] = dot2_i16(dot[r, 0], pair, sums)
+                        minimum = mul(load_f16(supers, at + 16), x_scale)
+                        out[r] = fma(to_f32(dot[r, 0]), minimum, out[r])
+                else:
+                    out[r] = fma(part[r], x_scale, out[r])
         for r in unroll(ROWS):
             if r < m:
                 yr = offset(y, r * stride)
-                begin_with = start_value(bias, yr, block * 16, n, has_bias, accumulate)
-                write(yr, block * 16, n, fma(out[r], broadcast(xs, r), begin_with))
+                before = start_value(bias, yr, block * 16, n, has_bias, accumulate)
+                write(yr, block * 16, n, add(before, out[r]))

@@ -4,7 +4,7 @@ import numpy as np
 
 from kuiperllm.backends.cpu.simd import (
     add_i32,
-    as_f32p,
+    as_u16p,
     f32p,
     fma,
     gather,
@@ -20,7 +20,7 @@ from kuiperllm.backends.cpu.simd import (
     splat_i32,
     store,
     store_bf16,
-    store_i8,
+    store_quads,
     sum_lanes,
     sum_lanes_i32,
     u16p,
@@ -32,10 +32,11 @@ from kuiperllm.backends.cpu.unroll import inline
 
 # Template parameters.
 GROUP = 64  # columns whose weights share a scale
+XGROUP = 64  # columns of x that share one
+PAIRS = False  # sums are pairs of int16
 ORDERED = False  # the columns of W are stored in another order
 
-STEPS = 127 * 255  # of a row's unit that its largest element is
-TINIEST = 1e-30  # rows below have no unit that float32 could hold
+TINIEST = 1e-30  # groups of x that reach no further are zeros
 
 
 @inline
@@ -49,50 +50,42 @@ def load_x(x, columns, j, width):
 
 
 def round_to_int8(
-    x: f32p, columns: i32p, xq: i8p, xm: i32p, xz: i32p, xs: f32p,
-    width: int, stride: int, factor: int, weighted: int, begin, end, thread,
+    x: f32p, columns: i32p, xq: i8p, xs: f32p, xz: i32p, m: int, width: int, stride: int, rows: int,
+    factor: int, begin, end, thread,
 ):  # fmt: skip
-    """Rows of x to int8, x = xs * xm * xq: a unit for each row, a multiplier for each group.
+    """m rows of x to int8 groups: values xq, scales xs, and xz, `factor` times the sum of each GROUP columns.
 
-    Groups have GROUP columns, 32 if that is less; multipliers are from 1 to 255. `width` is a multiple of 16;
-    the rows of xq are padded with zeros to a multiple of 32. xz is, for each GROUP columns, `factor` times
-    the sum of xq, also times the multiplier if `weighted`.
+    Tiles of `rows` rows lie side by side: xq is [tiles][k/4][rows][4], xs [tiles][k/XGROUP][rows] and xz
+    [tiles][k/GROUP][rows], as PAIRS [tiles][k/GROUP/2][rows][2], where k is `width`, a multiple of 16,
+    rounded up to a multiple of 32. Columns and rows that are missing are zeros.
     """
     k = (width + 31) // 32 * 32
-    size = max(GROUP, 32)
     for row in range(begin, end):
-        xr, qr = offset(x, row * stride), offset(xq, row * k)
-        multipliers = offset(xm, row * (k // size))
-        tops = as_f32p(multipliers)
-        largest, poison = np.float32(0), zeros()
-        for g in range(k // size):
-            top = zeros()
-            for j in range(g * size, g * size + size, 16):
-                v = load_x(xr, columns, j, width)
+        tile, r = row // rows, row % rows
+        xr, quads = offset(x, row * stride), offset(xq, tile * k * rows + r * 4)
+        scales = offset(xs, tile * (k // XGROUP) * rows + r)
+        sums = offset(xz, tile * (k // GROUP // (2 if PAIRS else 1)) * rows + r)
+        known = width if row < m else 0
+        for first in range(0, k, XGROUP):
+            top, poison = zeros(), zeros()
+            for j in range(first, first + XGROUP, 16):
+                v = load_x(xr, columns, j, known)
                 top, poison = vmax(vabs(v), top), fma(v, zeros(), poison)
-            tops[g] = max_lanes(top)
-            largest = max(largest, tops[g])
-        unit = largest / np.float32(STEPS) if largest > np.float32(TINIEST) else np.float32(0)
-        for g in range(k // size):
-            multiplier = np.int32(1)
-            if unit > 0:
-                wanted = tops[g] / (np.float32(127) * unit)
-                multiplier = np.int32(wanted)
-                if np.float32(multiplier) < wanted:
-                    multiplier += np.int32(1)
-                multiplier = min(max(multiplier, np.int32(1)), np.int32(255))
-            multipliers[g] = multiplier
-            scale = unit * np.float32(multiplier)
-            inverse = splat(np.float32(1) / scale if unit > 0 else np.float32(0))
-            for part in range(g * size, g * size + size, GROUP):
+            largest = max_lanes(top)
+            inverse = splat(np.float32(127) / largest if largest > np.float32(TINIEST) else np.float32(0))
+            # NaN if an element is NaN or infinite
+            scales[first // XGROUP * rows] = largest / np.float32(127) + sum_lanes(poison)
+            for g in range(first // GROUP, (first + XGROUP) // GROUP):
                 total = splat_i32(np.int32(0))
-                for j in range(part, part + GROUP, 16):
-                    q = round_to_i32(mul(load_x(xr, columns, j, width), inverse))
-                    store_i8(qr, j, q)
+                for j in range(g * GROUP, g * GROUP + GROUP, 16):
+                    q = round_to_i32(mul(load_x(xr, columns, j, known), inverse))
+                    store_quads(quads, j * rows, q, rows * 4)
                     total = add_i32(total, q)
                 value = np.int32(factor) * sum_lanes_i32(total)
-                xz[row * (k // GROUP) + part // GROUP] = value * multiplier if weighted else value
-        xs[row] = unit + sum_lanes(poison)  # NaN if an element is NaN or infinite
+                if PAIRS:
+                    as_u16p(sums)[g // 2 * rows * 2 + g % 2] = np.uint16(value & 0xFFFF)
+                else:
+                    sums[g * rows] = value
 
 
 def round_rows(x: f32p, xb: u16p, k: int, stride: int, begin, end, thread):
