@@ -231,7 +231,8 @@ def beside_llama_cpp() -> Canvas:
     """Speed over llama.cpp's on a processor: medians of the rounds, with the least and the most."""
     cells = [
         (f"{NAMES[cell['config']]}, {cell['format']}", cell["ratio"])
-        for kind in ("llama-cpp-q8", "llama-cpp-bf16")
+        for kind in site_results.KINDS
+        if kind.startswith("llama-cpp-")
         for cell in site_results.find(kind, "cells")[1]
     ]
     canvas = Canvas(WIDTH, 56 * len(cells) + 74, "Speed over that of llama.cpp on two cores")
