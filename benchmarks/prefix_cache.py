@@ -1,17 +1,21 @@
 """What the prefix cache saves: time to first token of a prompt, the first time and when it comes again.
 
-python benchmarks/prefix_cache.py CONFIG.json ... [--device cuda:0] [--prompt 1000]
+python benchmarks/prefix_cache.py CONFIG.json ... [--device cuda:0] [--prompt 1000] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+from datetime import date
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
-from kuiperllm import LLM, SamplingParams
+from kuiperllm import LLM, Device, SamplingParams
+from kuiperllm.engine.bench import versions
 from random_model import random_llm
 
 ONE = SamplingParams(temperature=0.0, max_tokens=1)
@@ -37,7 +41,9 @@ def main() -> None:
     parser.add_argument("--quant")
     parser.add_argument("--prompt", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="write the results to this file as well")
     options = parser.parse_args()
+    rows = []
     for config in options.configs:
         length = options.prompt + 32
         llm = random_llm(
@@ -52,6 +58,13 @@ def main() -> None:
             f"{config.stem:14} first token of {options.prompt} tokens: {new:.1f} ms, again {again:.1f} ms "
             f"({100 * again / new:.1f} %)"
         )
+        rows.append({"model": config.stem, "prompt": options.prompt, "first_ms": new, "again_ms": again})
+    if options.json:
+        device = Device(options.device)
+        facts: dict[str, Any] = {"date": date.today().isoformat(), "device": options.device}
+        facts |= {"quant": options.quant or "none", "chip": device.backend.properties["name"]}
+        facts |= {"versions": versions(device), "results": rows}
+        options.json.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":
