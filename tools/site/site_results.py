@@ -39,8 +39,13 @@ KINDS = {
     "profile": ("h200-profile-kernels",),
     "start": ("h200-start",),
     "accuracy": ("cpu-accuracy",),
-    "llama-cpp-q8": ("cpu-llama-cpp-q8",),
+    "llama-cpp-q8": ("cpu-llama-cpp-quantized",),
+    "llama-cpp-q4": ("cpu-llama-cpp-q4",),
+    "llama-cpp-q4_k_m": ("cpu-llama-cpp-quantized",),
     "llama-cpp-bf16": ("cpu-llama-cpp-bf16",),
+    "cpu-batches": ("cpu-batch-decode",),
+    "prefix-cache": ("cpu-prefix-cache",),
+    "export": ("cpu-export-llama-3.1-8b",),
     "memory": ("cpu-memory-llama-3.2-1b",),
 }
 """Files by what they measure. The first file that has the figure asked for is taken."""

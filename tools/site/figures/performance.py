@@ -230,21 +230,23 @@ def attention() -> Canvas:
 def beside_llama_cpp() -> Canvas:
     """Speed over llama.cpp's on a processor: medians of the rounds, with the least and the most."""
     cells = [
-        (f"{NAMES[cell['config']]}, {cell['format']}", cell["ratio"])
-        for kind in site_results.KINDS
-        if kind.startswith("llama-cpp-")
-        for cell in site_results.find(kind, "cells")[1]
+        (
+            f"{NAMES[model]}, {form}",
+            site_results.find(f"llama-cpp-{form}", f"cells[config={model},format={form}].ratio")[1],
+        )
+        for form in ("q8", "q4", "q4_k_m", "bf16")
+        for model in ("llama-3.2-1b", "qwen2.5-0.5b")
     ]
     canvas = Canvas(WIDTH, 56 * len(cells) + 74, "Speed over that of llama.cpp on two cores")
     most = ceil(max(ratios[what]["max"] for _, ratios in cells for what in ratios) + 0.1)
-    axis, bottom = Axis(170, 680, 0, most), 56 * len(cells) + 20
+    axis, bottom = Axis(190, 680, 0, most), 56 * len(cells) + 20
     _grid(canvas, axis, range(most + 1), 14, bottom, "times llama.cpp")
     canvas.line(axis.at(1), 14, axis.at(1), bottom, width=1.6)
     for row, (name, ratios) in enumerate(cells):
-        canvas.text(160, 50 + 56 * row, name, size=14, anchor="end")
+        canvas.text(180, 50 + 56 * row, name, size=14, anchor="end")
         for part, (what, colour) in enumerate((("prefill", BLUE), ("decode", GREEN))):
             y, ratio = 22 + 56 * row + 22 * part, ratios[what]
-            canvas.rect(170, y, axis.at(ratio["median"]) - 170, 19, colour, opacity=0.75, line=0)
+            canvas.rect(190, y, axis.at(ratio["median"]) - 190, 19, colour, opacity=0.75, line=0)
             canvas.line(axis.at(ratio["min"]), y + 9.5, axis.at(ratio["max"]), y + 9.5, width=1.2)
             canvas.text(axis.at(ratio["max"]) + 8, y + 14, f"{ratio['median']:.2f}", size=12, anchor="start")
     _legend(canvas, bottom + 44, [(BLUE, "prefill of 512 tokens"), (GREEN, "decode")])
