@@ -31,10 +31,10 @@ def trace() -> Iterator[list[Launch]]:
     launches: list[Launch] = []
 
     def noting(method: Any, recorded: bool) -> Any:
-        def wrapper(self: Any, kernel: Kernel, arguments: tuple[Any, ...], items: int, grain: int) -> None:
+        def wrapper(self: Any, kernel: Kernel, arguments: tuple[Any, ...], items: int, *shares: int) -> None:
             nbytes = sum(value.nbytes for value in arguments if isinstance(value, Tensor))
             launches.append(Launch(kernel.name, items, nbytes, recorded))
-            method(self, kernel, arguments, items, grain)
+            method(self, kernel, arguments, items, *shares)
 
         return wrapper
 
