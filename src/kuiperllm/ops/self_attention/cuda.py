@@ -34,9 +34,7 @@ _MOST_PARTS = 16  # that the product's prologue puts together; it reads all of t
 _FEW_PARTS = 8  # that suffice up to `_MIDDLE_CONTEXT`
 _MIDDLE_CONTEXT = 2048
 _SHORT_CONTEXT = 512  # of all sequences: up to here latency counts, and a block takes one query head
-_LARGE_SHARE = (
-    160 << 10
-)  # bytes of the product in front that a multiprocessor reads: its ring leaves little room
+_LARGE_SHARE = 160 << 10  # bytes of the product in front for each multiprocessor: its ring leaves little room
 _LONG_CONTEXT = 16_384  # from here on it pays to have more parts, and a kernel that puts them together
 
 
