@@ -5,7 +5,7 @@ python tools/site/figures/batching.py
 
 from __future__ import annotations
 
-from canvas import COLOURS, GREY, Canvas
+from canvas import COLOURS, GREY, Canvas, save_all
 
 BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 
@@ -139,9 +139,7 @@ def pieces(say: dict[str, str]) -> Canvas:
 def main() -> None:
     """Write each figure twice, with English and with Chinese words."""
     drawings = {"paged-cache": paged, "batching": batching, "chunked-prefill": pieces}
-    for name, draw in drawings.items():
-        for index, suffix in enumerate((".svg", ".zh.svg")):
-            draw({key: words[index] for key, words in WORDS.items()}).save(name + suffix)
+    save_all(drawings, WORDS)
 
 
 if __name__ == "__main__":

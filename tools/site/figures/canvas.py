@@ -5,6 +5,7 @@ Words and outlines take the colour of the page's text (`currentColor`); areas ha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -82,3 +83,12 @@ class Canvas:
             f'font-family="system-ui, sans-serif">\n'
             f"<title>{escape(self.title)}</title>\n{body}\n</svg>\n"
         )
+
+
+def save_all(
+    figures: Mapping[str, Callable[[dict[str, str]], Canvas]], words: Mapping[str, tuple[str, str]]
+) -> None:
+    """Write each figure twice: with the English words, and with the Chinese ones as `<name>.zh.svg`."""
+    for name, draw in figures.items():
+        for index, ending in enumerate((".svg", ".zh.svg")):
+            draw({key: both[index] for key, both in words.items()}).save(name + ending)

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from canvas import COLOURS, GREY, Canvas
+from canvas import COLOURS, GREY, Canvas, save_all
 
 RESULTS = Path(__file__).resolve().parents[3] / "benchmarks" / "results"
 BLUE, ORANGE, GREEN, PURPLE, RED, TEAL = COLOURS[:6]
@@ -214,9 +214,7 @@ FIGURES = {
 
 
 def main() -> None:
-    for name, draw in FIGURES.items():
-        for index, ending in enumerate((".svg", ".zh.svg")):
-            draw({key: words[index] for key, words in WORDS.items()}).save(name + ending)
+    save_all(FIGURES, WORDS)
 
 
 if __name__ == "__main__":

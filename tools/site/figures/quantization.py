@@ -5,7 +5,7 @@ python tools/site/figures/quantization.py
 
 from __future__ import annotations
 
-from canvas import COLOURS, GREY, Canvas
+from canvas import COLOURS, GREY, Canvas, save_all
 
 BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 
@@ -165,9 +165,7 @@ def main() -> None:
         "quant-blocks": blocks,
         "quant-loading": loading,
     }
-    for name, draw in drawings.items():
-        for index, suffix in enumerate((".svg", ".zh.svg")):
-            draw({key: words[index] for key, words in WORDS.items()}).save(name + suffix)
+    save_all(drawings, WORDS)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python tools/site/figures/rms_norm.py
 
 from __future__ import annotations
 
-from canvas import COLOURS, GREY, Canvas
+from canvas import COLOURS, GREY, Canvas, save_all
 
 BLUE, ORANGE, GREEN, PURPLE = COLOURS[:4]
 
@@ -182,9 +182,7 @@ FIGURES = {
 
 
 def main() -> None:
-    for name, draw in FIGURES.items():
-        for index, ending in enumerate((".svg", ".zh.svg")):
-            draw({key: words[index] for key, words in WORDS.items()}).save(name + ending)
+    save_all(FIGURES, WORDS)
 
 
 if __name__ == "__main__":
