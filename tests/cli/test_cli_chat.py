@@ -181,7 +181,8 @@ def test_ctrl_c_stops_the_answer_and_at_the_prompt_leaves(terminal: Terminal) ->
         with contextlib.suppress(subprocess.TimeoutExpired):
             terminal.process.wait(0.5)
     assert "Traceback" not in terminal.rest()
-    assert terminal.process.returncode == 130
+    # One that comes at the very end ends the process by the signal, and shells make 130 of that.
+    assert terminal.process.returncode in (130, -signal.SIGINT)
 
 
 def test_ctrl_d_leaves(terminal: Terminal) -> None:

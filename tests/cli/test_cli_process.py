@@ -111,6 +111,20 @@ def test_ctrl_c_ends_it_cleanly(chat_model: Path) -> None:
         assert out.endswith(b"\n")
 
 
+def test_a_second_ctrl_c_while_it_ends_changes_nothing(kernel_cache: Path) -> None:
+    program = """if True:
+        import atexit, signal, sys
+        from kuiperllm.cli import main, run
+        def interrupted(arguments):
+            raise KeyboardInterrupt
+        run.run = interrupted
+        atexit.register(signal.raise_signal, signal.SIGINT)
+        sys.exit(main())
+    """
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
 @pytest.mark.parametrize("delay", [0.02, 0.08, 0.15, 0.25, 0.35])
 def test_ctrl_c_while_starting_is_silent(delay: float, kernel_cache: Path) -> None:
     program = "from kuiperllm.cli import main; import sys; print(flush=True); sys.exit(main())"

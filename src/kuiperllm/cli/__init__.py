@@ -5,6 +5,7 @@ Modules import what is heavy inside their functions: `kuiper --help` loads neith
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Sequence
 
 INTERRUPTED = 130
@@ -25,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         with postponed():
             from kuiperllm.cli.run import run
-        return run(arguments)
+        code = run(arguments)
     except KeyboardInterrupt:
-        return INTERRUPTED
+        code = INTERRUPTED
+    if code == INTERRUPTED and arguments is None:
+        # Another Ctrl-C while Python ends would make it another exit code.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return code
