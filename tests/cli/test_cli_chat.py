@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -10,13 +11,14 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from cli_result import COMMAND, Run
 
 from kuiperllm import LLM, SamplingParams
+from kuiperllm.cli.chat_input import line_editing, messages
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
 PARAMS = SamplingParams(temperature=0, max_tokens=12)
@@ -60,8 +62,117 @@ def test_system_message_comes_first_and_outlives_reset(kuiper: Run, chat_model: 
 def test_exit_and_help(kuiper: Run, chat_model: Path) -> None:
     result = kuiper("chat", "-m", chat_model, *GREEDY, stdin="/help\n/exit\nnever answered\n")
     assert "/reset" in result.out
-    assert len(result.out.splitlines()) == 4
+    assert len(result.out.splitlines()) == 10
     assert result.code == 0
+
+
+def test_retry_undo_and_system(kuiper: Run, chat_model: Path, llm: LLM) -> None:
+    typed = "hello\n/retry\nwhy?\n/undo\nand then?\n/system Rhyme.\n/reset\na\n/system\n/reset\na\n"
+    result = kuiper("chat", "-m", chat_model, *GREEDY, stdin=typed)
+    hello, why = answers(llm, "hello", "why?")
+    expected = [hello, hello, why, answers(llm, "hello", "and then?")[1]]
+    expected += answers(llm, "a", system="Rhyme.") + answers(llm, "a")
+    assert result.out == lines(expected)
+
+
+def test_the_conversation_is_shown_and_saved(kuiper: Run, chat_model: Path, llm: LLM, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    typed = f"hello\n/history\n/save {file}\n"
+    result = kuiper("chat", "-m", chat_model, *GREEDY, "--system", "Rhyme.", stdin=typed)
+    (answer,) = answers(llm, "hello", system="Rhyme.")
+    assert result.out == f"{answer}\nsystem: Rhyme.\nuser: hello\nassistant: {answer}\n"
+    assert json.loads(file.read_text(encoding="utf-8")) == {
+        "messages": [
+            {"role": "system", "content": "Rhyme."},
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": answer},
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("/retry", "no message yet"),
+        ("/undo", "no message yet"),
+        ("/save", "say the name of a file"),
+        ("/save {folder}/there", "exists; choose another name"),
+        ("/save {folder}/none/talk.json", "cannot write"),
+    ],
+)
+def test_commands_that_cannot_be_obeyed(
+    typed: str, said: str, kuiper: Run, chat_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "there").write_text("kept")
+    result = kuiper("chat", "-m", chat_model, *GREEDY, stdin=typed.format(folder=tmp_path) + "\n")
+    assert result.code == 2
+    assert said in result.refused()
+    assert (tmp_path / "there").read_text() == "kept"
+
+
+# --- several lines ----------------------------------------------------------------------------------------
+
+
+def read_from(*typed: str | type[BaseException]) -> tuple[Callable[[str], str], list[str]]:
+    """Something like `input`, and the prompts that it shows."""
+    left, prompts = list(typed), []
+
+    def read(prompt: str) -> str:
+        prompts.append(prompt)
+        line = left.pop(0) if left else EOFError
+        if isinstance(line, str):
+            return line
+        raise line
+
+    return read, prompts
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        (["a", "", "b"], ["a", "", "b"]),
+        (["a\\", "b\\", "c", "d"], ["a\nb\nc", "d"]),
+        (['"""', "a", "", ' b"""', "c"], ["a\n\n b", "c"]),
+        (['"""a"""', "b"], ["a", "b"]),
+        (['  """a', 'b"""  '], ["a\nb"]),
+        (["a\\"], ["a"]),  # the input ends in a message
+        (['"""a', "b"], ["a\nb"]),
+        (["a\\", KeyboardInterrupt, "b"], ["b"]),
+        (['"""', "a", KeyboardInterrupt, "b"], ["b"]),
+    ],
+)
+def test_messages_of_several_lines(
+    typed: list[str | type[BaseException]], expected: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, prompts = read_from(*typed)
+    assert list(messages(read)) == expected
+    assert prompts.count("> ") == len(expected) + 1 + typed.count(KeyboardInterrupt)
+    assert set(prompts) <= {"> ", "... "}
+
+
+def test_ctrl_c_at_the_beginning_of_a_message_goes_on() -> None:
+    read, _ = read_from("a", KeyboardInterrupt)
+    found = messages(read)
+    assert next(found) == "a"
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+
+
+def test_lines_are_kept_for_the_next_conversation(tmp_path: Path) -> None:
+    readline = pytest.importorskip("readline", reason="Python has no readline")
+    file = tmp_path / "cache" / "chat_history"
+    readline.clear_history()
+    with line_editing(file):
+        readline.add_history("first")
+    readline.clear_history()
+    with line_editing(file):
+        assert readline.get_history_item(readline.get_current_history_length()) == "first"
+    assert file.stat().st_mode & 0o077 == 0
+    readline.clear_history()
+    file.unlink()
+    file.mkdir()  # cannot be read or written: no harm
+    with line_editing(file):
+        pass
 
 
 def test_speed_is_told_when_asked(kuiper: Run, chat_model: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from kuiperllm.cli.chat_input import line_editing, messages
 from kuiperllm.cli.interrupts import HeldBack
 from kuiperllm.cli.model import load
 from kuiperllm.cli.options import EngineOptions, ModelOptions, SamplingOptions, Verbose, with_option_groups
@@ -16,8 +19,8 @@ from kuiperllm.cli.output import is_terminal, print_error, write
 from kuiperllm.cli.progress import Reporter
 from kuiperllm.cli.streaming import speed
 from kuiperllm.cli.text_input import piped_lines
-from kuiperllm.config import SamplingParams
-from kuiperllm.errors import ChatTemplateError, KuiperError
+from kuiperllm.config import SamplingParams, settings
+from kuiperllm.errors import ChatTemplateError, KuiperError, UsageError
 
 if TYPE_CHECKING:
     from kuiperllm.engine.llm import LLM
@@ -29,11 +32,18 @@ echo "What is the capital of France?" | kuiper chat -m model.gguf --temperature 
 """
 
 COMMANDS = """\
-/reset   forget the conversation
-/exit    leave (so does Ctrl-D)
-/help    this list
+/retry         answer the last message again
+/undo          forget the last message and its answer
+/reset         forget the conversation
+/system TEXT   other instructions for the model; without TEXT none
+/history       show the conversation
+/save FILE     write it to a JSON file
+/exit          leave (so does Ctrl-D)
+/help          this list
+A line that ends in \\ goes on in the next one; lines between \"\"\" and \"\"\" are one message.
 Ctrl-C stops an answer; at the prompt it leaves.
 """
+WITH_TEXT = ("/system", "/save")
 
 
 @with_option_groups
@@ -79,8 +89,8 @@ class Conversation:
         self._llm = llm
         self._params = params
         self._reporter = reporter
-        self._first = [] if system is None else [{"role": "system", "content": system}]
-        self._messages = list(self._first)
+        self._system = system
+        self._messages: list[dict[str, str]] = []
         self._stats = stats
         self._interactive = is_terminal(sys.stdin)
 
@@ -97,42 +107,90 @@ class Conversation:
             text = line.strip()
             if text in ("/exit", "/quit"):
                 return
-            if text == "/reset":
-                self._messages = list(self._first)
-            elif text == "/help":
-                write(COMMANDS)
+            name, _, rest = text.partition(" ")
+            command = self._commands.get(name)
+            if command is not None and (not rest or name in WITH_TEXT):
+                self._try(command, rest.strip())
             elif text.startswith("/") and self._interactive and " " not in text:
                 print_error(f"unknown command {text}; /help lists them")
             elif text:
-                self._try_to_answer(text)
+                self._try(self._say, text)
 
     def _lines(self) -> Iterator[str]:
         if not self._interactive:
             yield from piped_lines()
             return
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401 - line editing and history for `input`
-        while True:
+        with line_editing(Path(settings().cache_dir) / "chat_history"):
             try:
-                yield input("> ")
-            except EOFError:
-                write("\n")
-                return
+                yield from messages(input)
             except KeyboardInterrupt:
                 write("\n")
                 raise
+        write("\n")
 
-    def _try_to_answer(self, text: str) -> None:
-        """Answer; what fails leaves the conversation as it was."""
+    def _try(self, command: Callable[[str], None], text: str) -> None:
+        """Obey; what fails leaves the conversation as it was."""
         before = list(self._messages)
-        self._messages.append({"role": "user", "content": text})
         try:
-            self._messages.append({"role": "assistant", "content": self._answer()})
+            command(text)
         except KuiperError as error:
             self._messages = before
             if not self._interactive:
                 raise
             print_error(str(error))
+
+    @property
+    def _commands(self) -> dict[str, Callable[[str], None]]:
+        return {
+            "/retry": self._retry,
+            "/undo": self._undo,
+            "/reset": self._reset,
+            "/system": self._instruct,
+            "/history": self._show,
+            "/save": self._save,
+            "/help": lambda _: write(COMMANDS),
+        }
+
+    def _say(self, text: str) -> None:
+        self._messages.append({"role": "user", "content": text})
+        self._messages.append({"role": "assistant", "content": self._answer()})
+
+    def _retry(self, _: str) -> None:
+        if not self._messages:
+            raise UsageError("/retry: there is no message yet")
+        del self._messages[-1]
+        self._messages.append({"role": "assistant", "content": self._answer()})
+
+    def _undo(self, _: str) -> None:
+        if not self._messages:
+            raise UsageError("/undo: there is no message yet")
+        del self._messages[-2:]
+
+    def _reset(self, _: str) -> None:
+        self._messages = []
+
+    def _instruct(self, text: str) -> None:
+        self._system = text or None
+
+    def _show(self, _: str) -> None:
+        for message in self._whole():
+            write(f"{message['role']}: {message['content']}\n")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            raise UsageError("/save: say the name of a file, such as /save talk.json")
+        try:
+            with open(name, "x", encoding="utf-8") as file:
+                json.dump({"messages": self._whole()}, file, ensure_ascii=False, indent=1)
+        except FileExistsError:
+            raise UsageError(f"/save: {name} exists; choose another name") from None
+        except OSError as error:
+            raise UsageError(f"/save: cannot write {name}: {error.strerror}") from None
+
+    def _whole(self) -> list[dict[str, str]]:
+        """The instructions and all messages."""
+        first = [] if self._system is None else [{"role": "system", "content": self._system}]
+        return first + self._messages
 
     def _answer(self) -> str:
         """Stream the answer to the messages; as much of it as there was time for, if Ctrl-C stops it."""
@@ -140,7 +198,7 @@ class Conversation:
         completion = None
         with (
             HeldBack() as interruption,  # so that the engine is left between two tokens
-            contextlib.closing(self._llm.stream_chat(self._messages, self._params)) as chunks,
+            contextlib.closing(self._llm.stream_chat(self._whole(), self._params)) as chunks,
         ):
             for chunk in chunks:
                 if not parts:
