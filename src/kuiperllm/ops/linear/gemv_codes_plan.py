@@ -13,7 +13,6 @@ from pathlib import Path
 from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.jit import Kernel
 from kuiperllm.ops.linear.gemv_problem import (
-    RESERVED_BYTES,
     STATIC_BYTES,
     VECTOR,
     WARPS,
@@ -21,6 +20,8 @@ from kuiperllm.ops.linear.gemv_problem import (
     Problem,
     alone,
     deal,
+    half,
+    ring_stages,
     tile_sums_bytes,
 )
 from kuiperllm.ops.linear.planes import template
@@ -31,7 +32,6 @@ _SOURCE = Path(__file__).with_name("gemv_codes.cu")
 _MAX_PASSES = 14  # vectors of a row of x that a lane holds in registers
 _TWO_BLOCKS_PASSES = {"PLAIN": 8, "NORM": 4, "MERGE": 4}  # up to so many, the registers of two blocks fit
 _TILE_ROWS = 16
-_BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
 _AHEAD_BYTES = 64 << 10  # that a block always may fetch ahead: as much as a multiprocessor has under way
 _AHEAD_SHARE = 0.6  # of what a block reads; more only up to `_AHEAD_BYTES`
 
@@ -119,15 +119,13 @@ def make_plan(
     most = share + (extra > 0)
     other = shape.operand(problem.rows) + tile_sums_bytes(problem, chunks, problem.rows, most)
     stage, limit = WARPS * shape.stage, chip.max_shared_bytes - STATIC_BYTES
-    half = chip.shared_bytes_per_multiprocessor // 2 - RESERVED_BYTES - STATIC_BYTES
     if stages is None:
-        rooms = half if beside else 0, int(chip.shared_bytes_per_multiprocessor * _BLOCK_SHARE), limit
-        most_stages = next((found for room in rooms if (found := (room - other) // stage) >= 2), 0)
-        stages = min(most_stages, _stages_wanted(problem, shape, chunks, most))
+        wanted = _stages_wanted(problem, shape, chunks, most)
+        stages = ring_stages(chip, other, stage, wanted, beside=beside)
     if stages < 2 or other + stages * stage > limit:
         return None
     shared = other + stages * stage
-    if not (beside and shared <= half):
+    if not (beside and shared <= half(chip)):
         shared = max(shared, alone(chip))
     general = problem._replace(outputs=0, rows=0)
     kernel = _kernel(general, chunks, units, stages, shape.sets, _fit_twice(problem, shape))

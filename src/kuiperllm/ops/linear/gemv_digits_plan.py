@@ -20,6 +20,8 @@ from kuiperllm.ops.linear.gemv_problem import (
     Problem,
     alone,
     deal,
+    half,
+    ring_stages,
     tile_sums_bytes,
 )
 from kuiperllm.quant import Scheme
@@ -33,7 +35,6 @@ _PAIR_OF_PRODUCTS = 64  # columns, whose digits a lane loads at once
 _COPIES = (4, 8, 16)  # bytes that can be copied at once
 _MAX_PASSES = 8  # vectors of x that a lane holds in registers
 _TWO_BLOCKS_PASSES = {"PLAIN": 8, "NORM": 4, "MERGE": 4}  # up to so many, the registers of two blocks fit
-_BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
 _STAGES = 3  # of the ring: deeper ones took up to 3 % longer
 
 # What a warp does, about, in spans of 16 rows; for each of them with so many columns in a stage.
@@ -108,16 +109,14 @@ def make_plan(
     most = share + (extra > 0)
     other = WARPS * shape.x_bytes + tile_sums_bytes(problem, chunks, 1, most)
     stage, limit = WARPS * shape.stage, chip.max_shared_bytes - STATIC_BYTES
-    half = chip.shared_bytes_per_multiprocessor // 2 - RESERVED_BYTES - STATIC_BYTES
     if stages is None:
-        rooms = half if beside else 0, int(chip.shared_bytes_per_multiprocessor * _BLOCK_SHARE), limit
-        most_stages = next((found for room in rooms if (found := (room - other) // stage) >= 2), 0)
-        stages = min(most_stages, max(2, min(_stages(problem, shape, chunks, most), _STAGES)))
+        wanted = max(2, min(_stages(problem, shape, chunks, most), _STAGES))
+        stages = ring_stages(chip, other, stage, wanted, beside=beside)
     if stages < 2 or other + stages * stage > limit:
         return None
     shared = other + stages * stage
     third = chip.shared_bytes_per_multiprocessor // 3 - RESERVED_BYTES + 16
-    shared = max(shared, third if beside and shared <= half else alone(chip))
+    shared = max(shared, third if beside and shared <= half(chip) else alone(chip))
     two_blocks = shape.passes <= _TWO_BLOCKS_PASSES[problem.prologue]
     kernel = _kernel(problem._replace(outputs=0), chunks, units, stages, two_blocks)
     return Plan(kernel, "digits", chunks, stages, grid, shared, share, extra, units=units)

@@ -26,6 +26,8 @@ RESERVED_BYTES = 1024
 SUMS_BYTES = 40 << 10
 """At most, for the sums of a block; with more outputs, multiprocessors get several blocks."""
 
+_BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
+
 Method = Literal["vector", "tensor", "digits", "codes"]
 
 
@@ -121,6 +123,30 @@ def alone(chip: Chip) -> int:
     """Shared memory with which no two blocks of a launch share a multiprocessor: more than half of it."""
     least = chip.shared_bytes_per_multiprocessor // 2 - RESERVED_BYTES + 16
     return min(least, chip.max_shared_bytes - STATIC_BYTES)
+
+
+def half(chip: Chip) -> int:
+    """Shared memory with which two blocks share a multiprocessor."""
+    return chip.shared_bytes_per_multiprocessor // 2 - RESERVED_BYTES - STATIC_BYTES
+
+
+def ring_stages(chip: Chip, other: int, stage: int, wanted: int, *, beside: bool) -> int:
+    """Stages of a ring: the number wanted, or as many as fit; fewer than 2: there is no room for one.
+
+    Args:
+        chip: the GPU.
+        other: bytes that a block needs besides.
+        stage: bytes of a stage.
+        wanted: stages.
+        beside: whether half of a multiprocessor is to suffice, if two stages fit there.
+    """
+    rooms = (
+        half(chip) if beside else 0,
+        int(chip.shared_bytes_per_multiprocessor * _BLOCK_SHARE),
+        chip.max_shared_bytes - STATIC_BYTES,
+    )
+    most = next((found for room in rooms if (found := (room - other) // stage) >= 2), 0)
+    return min(most, wanted)
 
 
 def tile_sums_bytes(problem: Problem, chunks: int, slots: int, outputs: int) -> int:
