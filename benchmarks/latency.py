@@ -51,7 +51,8 @@ def measure(model: Path, quant: str, group_size: int, device: str, repeats: int)
     rng = np.random.default_rng(0)
     prompts = {n: rng.integers(0, llm.config.vocab_size, n).tolist() for n in PROMPTS}
     backend = llm.loaded.decoder.device.backend
-    kept_as = model.stem if quant == "none" else f"{model.stem}, {quant} g{group_size}"
+    name = model.name if model.is_dir() else model.stem
+    kept_as = name if quant == "none" else f"{name}, {quant} g{group_size}"
     result: dict[str, Any] = {"model": kept_as, "load_s": load_s, "first_token_ms": {}, "token_ms": {}}
     for tokens, prompt in prompts.items():
         params = SamplingParams(temperature=0.0, max_tokens=1)

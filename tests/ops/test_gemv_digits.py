@@ -136,7 +136,7 @@ def test_plans_fit_the_chip(d: int, f: int, scheme: Scheme, facts: dict[str, Any
 
 
 @pytest.mark.parametrize("scheme", [q4(64), q8(64)], ids=repr)
-@pytest.mark.parametrize(("d", "f", "stages"), [(2048, 8192, (3, 2, 3)), (4096, 14336, (2, 2, 3))])
+@pytest.mark.parametrize(("d", "f", "stages"), [(2048, 8192, (3, 2, 3)), (4096, 14336, (2, 3, 3))])
 def test_plans_are_those_that_were_measured(
     d: int, f: int, stages: tuple[int, int, int], scheme: Scheme, cuda: Device
 ) -> None:
@@ -147,4 +147,5 @@ def test_plans_are_those_that_were_measured(
         assert found is not None
         assert (found.method, found.chunks, found.units) == ("digits", 8, scheme.bits)
         assert found.stages == (stages[i] if scheme.bits == 8 else stages[2])
-        assert 2 * (found.shared + 1024) <= h200.shared_bytes_per_multiprocessor
+        is_alone = 2 * (found.shared + 1024) > h200.shared_bytes_per_multiprocessor
+        assert is_alone == (scheme.bits == 8 and k == 14336)

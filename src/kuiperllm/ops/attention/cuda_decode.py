@@ -16,6 +16,7 @@ from kuiperllm.backends.cuda.driver import Chip
 from kuiperllm.backends.cuda.launch import Kernel, chip, launch
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.attention.cache import LayerCache
+from kuiperllm.ops.attention.cuda_layout import lanes
 
 if TYPE_CHECKING:
     from kuiperllm.ops.attention import Batch
@@ -27,6 +28,7 @@ _MAX_HEADS = 8  # of a block on tensor cores: columns of a tile
 _STEP_ELEMENTS = 128  # of keys, and of values, in one of 8 lanes: more take too many registers
 _STAGES = 3  # of about 32 KiB: two blocks have room on a multiprocessor, or one and a block of a product
 _MANY_STAGES = 5  # where products leave no room beside them
+_LANE_TOKENS = 3  # that a lane has under way; one more where parts are longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +133,13 @@ def decode_scalar(
     out: Tensor,
     stats: Tensor | None = None,
     newest: Newest | None = None,
+    *,
+    late: bool = False,
 ) -> None:
     """The same for any types and any tokens, without tensor cores; with `newest`, for a query head at a time.
 
-    Args: as `decode_mma`, but tokens may be any number of any sequences.
+    Args: as `decode_mma`, but tokens may be any number of any sequences. `late`: the next kernel is to start
+        only when keys and values have been asked for.
     """
     heads, head_dim = out.shape[2:]
     group = heads // cache.num_kv_heads
@@ -142,9 +147,14 @@ def decode_scalar(
     tokens, sequences = q.shape[0], batch.seq_lens.shape[0]
     one_each = batch.max_query_len == 1 and tokens == sequences
     warps = 8 if newest else 4
+    tokens_of_lane = _LANE_TOKENS
+    if newest:
+        at_once = warps * 32 // lanes(head_dim, q.dtype, cache.keys.dtype)
+        part = batch.block_table.shape[1] * cache.block_size // out.shape[1]
+        tokens_of_lane += part > tokens_of_lane * at_once
     kernel = _decode_scalar(
-        q.dtype, cache.keys.dtype, head_dim, cache.block_size, rows, warps, one_each, newest is not None,
-        _ahead(batch, newest),
+        q.dtype, cache.keys.dtype, head_dim, cache.block_size, rows, warps, tokens_of_lane, one_each,
+        newest is not None, late, _ahead(batch, newest),
     )  # fmt: skip
     launch(
         kernel, (tokens, heads // rows, out.shape[1]), warps * 32,
@@ -214,14 +224,17 @@ def _decode_scalar(
     block_size: int,
     heads: int,
     warps: int,
+    tokens_of_lane: int,
     one_each: bool,
     fused: bool,
+    late: bool,
     ahead: bool,
 ) -> Kernel:
-    batch = 3 if head_dim <= 256 and cache_dtype.itemsize <= dtype.itemsize else 1  # as registers allow
+    has_room = head_dim <= 256 and cache_dtype.itemsize <= dtype.itemsize  # in registers
     return Kernel(
         _FOLDER / "decode.cu", "decode", T=dtype, C=cache_dtype, D=head_dim, BLOCK=block_size, HEADS=heads,
-        WARPS=warps, BATCH=batch, ONE_EACH=one_each, FUSED=fused, AHEAD=ahead,
+        WARPS=warps, BATCH=tokens_of_lane if has_room else 1, ONE_EACH=one_each, FUSED=fused,
+        LATE=late, AHEAD=ahead,
     )  # fmt: skip
 
 

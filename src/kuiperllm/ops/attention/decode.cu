@@ -8,6 +8,8 @@
 //   FUSED           1: q holds raw queries, keys and values of the new tokens side by side. They are normalized (if there
 //                   are norms) and rotated here, and one block of each key/value head writes the new key and value to the
 //                   cache. All blocks attend to their own copies, so none waits for another
+//   LATE            0: the kernel behind this one may start at once. 1: when keys and values have been asked for, so that its
+//                   copies do not come first
 //   AHEAD           1: lengths, positions, the table and earlier keys and values may be read before the kernel in front ends
 //
 // Results of part i of token t, divided by the sum of their weights: out[t * out_token + i * out_part + h * out_head]. If the
@@ -28,11 +30,14 @@ struct Batch {
     // Tokens first, first + AT_ONCE, ... before `end`; those from `cached` on are not in the cache yet.
     DEVICE void load(const C* all_keys, const C* all_values, const int* table, int first, int end, int cached, int head,
                      int num_kv_heads, int lane) {
+        int block[BATCH];
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) block[i] = __ldg(table + max(min(first + i * AT_ONCE, end - 1), 0) / BLOCK);
 #pragma unroll
         for (int i = 0; i < BATCH; i++) {
             int token = first + i * AT_ONCE;
             if (token < end && token < cached) {
-                long long row = cached_row(__ldg(table + token / BLOCK), token % BLOCK, head, num_kv_heads);
+                long long row = cached_row(block[i], token % BLOCK, head, num_kv_heads);
                 keys[i].load(all_keys + row, lane);
                 values[i].load(all_values + row, lane);
             } else {
@@ -120,12 +125,14 @@ decode(const T* q, C* keys, C* values, const int* block_table, const int* query_
     int token = blockIdx.x, first_head = blockIdx.y * HEADS, part = blockIdx.z, parts = gridDim.z;
     int group = num_heads / num_kv_heads, kv_head = first_head / group;
 
-    launch_next();
+    if (!LATE) launch_next();
     if (FUSED && q_norm) preparation.load_norms(q_norm, k_norm);
     if constexpr (!AHEAD) wait_for_previous();
 
     int sequence = ONE_EACH ? token : sequence_of(token, query_start, sequences);
-    int seen_tokens = seq_lens[sequence];
+    int seen_tokens = seq_lens[sequence], position = 0;
+    long long slot = -1;
+    if constexpr (FUSED) position = positions[token], slot = slots[token];
     if (!ONE_EACH) {
         int after = query_start[sequence + 1];
         if (token >= after) return;  // padding: it belongs to no sequence
@@ -136,13 +143,11 @@ decode(const T* q, C* keys, C* values, const int* block_table, const int* query_
     const int* table = block_table + sequence * table_row;
     Batch batch;
     batch.load(keys, values, table, begin + row, end, cached, kv_head, num_kv_heads, lane);
-    long long slot = -1;
     if constexpr (FUSED) {
-        int position = min(max(positions[token], 0), num_positions - 1);
-        preparation.load_turn(cos_sin + position * cos_sin_row);
-        slot = slots[token];
+        preparation.load_turn(cos_sin + min(max(position, 0), num_positions - 1) * cos_sin_row);
         __syncthreads();
     }
+    if (LATE) launch_next();
     if constexpr (AHEAD) wait_for_previous();
 
     float query[HEADS][2 * PAIRS];

@@ -148,11 +148,12 @@ DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWe
     for (int r = 0; r < ROWS; r++) {
         const T* row = x + (long long)r * stride;
         float square = 0.f, value[X_PASSES][VECTOR<T>];
+        if constexpr (PROLOGUE == MERGE) {
+            merge_splits(row, stats + r * SPLITS * (K / HEAD_DIM), [&](int pass) { return min(x_vector(pass), X_VECTORS - 1); }, value);
+        } else {
 #pragma unroll
-        for (int pass = 0; pass < X_PASSES; pass++) {  // first load everything
-            if (!has_x_vector(pass)) continue;
-            if constexpr (PROLOGUE == MERGE) merge_splits(row, stats + r * SPLITS * (K / HEAD_DIM), x_vector(pass), value[pass]);
-            else unpack(load_fresh(row + x_vector(pass) * VECTOR<T>), value[pass], T());
+            for (int pass = 0; pass < X_PASSES; pass++)  // first load everything
+                if (has_x_vector(pass)) unpack(load_fresh(row + x_vector(pass) * VECTOR<T>), value[pass], T());
         }
 #pragma unroll
         for (int pass = 0; pass < X_PASSES; pass++) {
@@ -197,7 +198,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv(
     Fetcher fetcher = {
         lane, weight + first * ROW_BYTES + lane.vector(0) * VECTOR_BYTES, next * ROW_BYTES, second * ROW_BYTES, pairs, count};
 #pragma unroll (STAGES <= 6 ? STAGES : 1)
-    for (int stage = 0; stage < STAGES; stage++) fetcher.fetch(ring + stage * STAGE_BYTES);
+    for (int stage = 0; stage < STAGES; stage++) {
+        keep_pace(stage, pairs);
+        fetcher.fetch(ring + stage * STAGE_BYTES);
+    }
     if (launch_after == 0 || launch_after > pairs) launch_next();
 
     Outputs results(out, out_stride, outputs, ROWS, mine, bias);

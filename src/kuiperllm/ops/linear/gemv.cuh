@@ -5,6 +5,7 @@
 // PROLOGUE  PLAIN: x as it is. NORM: rms_norm(x), by a weight and eps. MERGE: x are SPLITS partial results of attention.
 // EPILOGUE  STORE, ADD to what `out` holds, or SWIGLU: silu(row o of the product) * row `outputs` + o.
 // CHUNKS    warps that share a row of the matrix; each multiplies a chunk of its columns.
+// PACE      stages of the ring that are under way together while it is filled for the first time.
 // HAS_BIAS  whether a bias, one for each row of the matrix, is added to the product.
 #pragma once
 #include "common.cuh"
@@ -17,6 +18,12 @@ constexpr int GROUPS = WARPS / CHUNKS;  // of warps, each group at rows of its o
 constexpr bool GATED = EPILOGUE == SWIGLU;
 constexpr int X_VECTORS = K / VECTOR<T>;
 constexpr int X_PASSES = (X_VECTORS + THREADS - 1) / THREADS;
+
+// Waits, if need be, before one of `count` stages is fetched for the first time. The kernel in front may still run, and waits
+// for a few bytes of its own: if all rings were filled as fast as memory can, these would come behind all of that.
+DEVICE void keep_pace(int stage, int count) {
+    if (stage >= PACE && stage < count) wait_for_copies<PACE - 1>();
+}
 
 // --- what a block computes ----------------------------------------------------------------------------------------
 
@@ -64,34 +71,55 @@ struct NormWeights {
     }
 };
 
-// A vector of one row of attention's result. `partial` [SPLITS, K]: each split of the context, normalized by itself;
-// `stats` [SPLITS, K / HEAD_DIM]: the largest score (in powers of 2) and the sum of the weights relative to it.
-DEVICE void merge_splits(const T* partial, const float2* stats, int vector, float (&merged)[VECTOR<T>]) {
-    constexpr int HEADS = K / HEAD_DIM;
-    const int head = vector * VECTOR<T> / HEAD_DIM;
+// A vector of one row of attention's result, as the splits of the context have left it. `partial` [SPLITS, K]: each split
+// normalized by itself; `stats` [SPLITS, K / HEAD_DIM]: the largest score (in powers of 2) and the sum of the weights relative
+// to it.
+struct Splits {
     uint4 part[SPLITS];
     float2 stat[SPLITS];
+
+    DEVICE void load(const T* partial, const float2* stats, int vector) {
+        constexpr int HEADS = K / HEAD_DIM;
+        const int head = vector * VECTOR<T> / HEAD_DIM;
 #pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-        stat[s] = __ldcg(stats + s * HEADS + head);
-        part[s] = load_fresh(partial + s * K + vector * VECTOR<T>);
+        for (int s = 0; s < SPLITS; s++) {
+            stat[s] = __ldcg(stats + s * HEADS + head);
+            part[s] = load_fresh(partial + s * K + vector * VECTOR<T>);
+        }
     }
-    float largest = stat[0].x, total = 0.f;
+    DEVICE void merge(float (&merged)[VECTOR<T>]) const {
+        float largest = stat[0].x, total = 0.f;
 #pragma unroll
-    for (int s = 1; s < SPLITS; s++) largest = fmaxf(largest, stat[s].x);
+        for (int s = 1; s < SPLITS; s++) largest = fmaxf(largest, stat[s].x);
 #pragma unroll
-    for (int e = 0; e < VECTOR<T>; e++) merged[e] = 0.f;
+        for (int e = 0; e < VECTOR<T>; e++) merged[e] = 0.f;
 #pragma unroll
-    for (int s = 0; s < SPLITS; s++) {
-        float weight = exp2f(stat[s].x - largest) * stat[s].y, value[VECTOR<T>];
-        total += weight;
-        unpack(weight > 0.f ? part[s] : make_uint4(0, 0, 0, 0), value, T());  // an empty split may hold anything
+        for (int s = 0; s < SPLITS; s++) {
+            float weight = exp2f(stat[s].x - largest) * stat[s].y, value[VECTOR<T>];
+            total += weight;
+            unpack(weight > 0.f ? part[s] : make_uint4(0, 0, 0, 0), value, T());  // an empty split may hold anything
 #pragma unroll
-        for (int e = 0; e < VECTOR<T>; e++) merged[e] += weight * value[e];
+            for (int e = 0; e < VECTOR<T>; e++) merged[e] += weight * value[e];
+        }
+        float inverse = total > 0.f ? 1.f / total : 0.f;
+#pragma unroll
+        for (int e = 0; e < VECTOR<T>; e++) merged[e] *= inverse;
     }
-    float inverse = total > 0.f ? 1.f / total : 0.f;
+};
+
+// COUNT vectors of a row, number `vector_of(i)`: as many as registers have room for are asked for before one is merged.
+template <int COUNT, typename Vector> DEVICE void merge_splits(const T* partial, const float2* stats, const Vector& vector_of, float (&merged)[COUNT][VECTOR<T>]) {
+    constexpr int MOST = 16 / SPLITS > 1 ? 16 / SPLITS : 1, AT_ONCE = COUNT < MOST ? COUNT : MOST;
+    Splits splits[AT_ONCE];
 #pragma unroll
-    for (int e = 0; e < VECTOR<T>; e++) merged[e] *= inverse;
+    for (int start = 0; start < COUNT; start += AT_ONCE) {
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (start + i < COUNT) splits[i].load(partial, stats, vector_of(start + i));
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++)
+            if (start + i < COUNT) splits[i].merge(merged[start + i]);
+    }
 }
 
 // --- sums -----------------------------------------------------------------------------------------------------------

@@ -248,15 +248,12 @@ DEVICE void stage_rows(const Operand& operand, const T* x, int stride, const flo
         const RawRow raw = next;
         if (PROLOGUE != MERGE && row + 1 < operand.rows) next.load(x + (long long)(row + 1) * stride, first, lane);
         float value[PASSES][8], square = 0.f;
+        if constexpr (PROLOGUE == MERGE)
+            merge_splits(x + (long long)row * stride, stats + row * SPLITS * (K / HEAD_DIM), [&](int pass) { return min(first + pass * 32 + lane, K / 8 - 1); }, value);
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++) {
-            const int vector = first + pass * 32 + lane;
-            const bool is_there = pass * 32 + lane < count && vector < K / 8;
-            if constexpr (PROLOGUE == MERGE) {
-                if (is_there) merge_splits(x + (long long)row * stride, stats + row * SPLITS * (K / HEAD_DIM), vector, value[pass]);
-            } else {
-                unpack(raw.vector[pass], value[pass], T());
-            }
+            const bool is_there = pass * 32 + lane < count && first + pass * 32 + lane < K / 8;
+            if constexpr (PROLOGUE != MERGE) unpack(raw.vector[pass], value[pass], T());
             if (PROLOGUE == NORM && is_there) square += sum_of_squares(value[pass]);
 #pragma unroll
             for (int e = 0; e < 8; e++) {
@@ -500,6 +497,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_codes(
     Fetcher fetcher(lane, codes, more_codes, scales, super_scales, outputs, mine, group, begin, end, count);
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
+        keep_pace(stage, count);
         fetcher.fetch(shared_memory + ring + stage * STAGE_BYTES);
         commit_copies();
     }

@@ -21,6 +21,7 @@ from kuiperllm.ops.linear.gemv_problem import (
     alone,
     deal,
     half,
+    pace,
     ring_stages,
     tile_sums_bytes,
 )
@@ -128,7 +129,8 @@ def make_plan(
     if not (beside and shared <= half(chip)):
         shared = max(shared, alone(chip))
     general = problem._replace(outputs=0, rows=0)
-    kernel = _kernel(general, chunks, units, stages, shape.sets, _fit_twice(problem, shape))
+    paced = pace(stages, stage)
+    kernel = _kernel(general, chunks, units, stages, paced, shape.sets, _fit_twice(problem, shape))
     return Plan(kernel, "codes", chunks, stages, grid, shared, share, extra, units=units)
 
 
@@ -197,11 +199,13 @@ def _cost(problem: Problem, found: Plan) -> float:
 
 
 @cache
-def _kernel(problem: Problem, chunks: int, units: int, stages: int, sets: int, two_blocks: bool) -> Kernel:
+def _kernel(
+    problem: Problem, chunks: int, units: int, stages: int, paced: int, sets: int, two_blocks: bool
+) -> Kernel:
     scheme = problem.format
     assert isinstance(scheme, Scheme)
     return Kernel(
         _SOURCE, "gemv_codes",
-        GROUP=scheme.group_size, CHUNKS=chunks, UNITS=units, STAGES=stages, SETS=sets,
+        GROUP=scheme.group_size, CHUNKS=chunks, UNITS=units, STAGES=stages, PACE=paced, SETS=sets,
         MIN_BLOCKS=2 if two_blocks else 1, **template(scheme), **problem.parameters,
     )  # fmt: skip

@@ -146,11 +146,11 @@ struct LaneRow {
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++)
             if (PROLOGUE != MERGE) raw[pass] = load_fresh(x + vector(pass, first, lane) * 8);
+        if constexpr (PROLOGUE == MERGE) merge_splits(x, stats, [&](int pass) { return vector(pass, first, lane); }, value);
 #pragma unroll
         for (int pass = 0; pass < PASSES; pass++) {
             const bool is_there = IS_FULL || pass * 32 + lane < count;
-            if constexpr (PROLOGUE == MERGE) merge_splits(x, stats, vector(pass, first, lane), value[pass]);
-            else unpack(raw[pass], value[pass], T());
+            if constexpr (PROLOGUE != MERGE) unpack(raw[pass], value[pass], T());
             if (PROLOGUE == NORM && is_there) square += sum_of_squares(value[pass]);
 #pragma unroll
             for (int e = 0; e < 8; e++) {
@@ -247,13 +247,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS) gemv_digits(
 
     const int tiles = (mine.count + TILE - 1) / TILE;
     const int begin = STEPS * chunk / CHUNKS, steps = IS_EVEN ? MAX_STEPS : STEPS * (chunk + 1) / CHUNKS - begin;
+    const int own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     Fetcher fetcher(lane, codes, scales, outputs, mine.first + group * TILE, mine.count - group * TILE, begin, steps);
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
+        keep_pace(stage, own_tiles * steps);
         fetcher.fetch(address + (ring + stage * STAGE_BYTES));
         commit_copies();
     }
-    const int own_tiles = tiles > group ? (tiles - group + GROUPS - 1) / GROUPS : 0;
     int left = launch_after > own_tiles * steps ? 0 : launch_after;  // stages, until the next kernel may start
     if (left == 0) launch_next();
 

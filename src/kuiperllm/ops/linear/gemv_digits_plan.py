@@ -21,6 +21,7 @@ from kuiperllm.ops.linear.gemv_problem import (
     alone,
     deal,
     half,
+    pace,
     ring_stages,
     tile_sums_bytes,
 )
@@ -35,6 +36,7 @@ _PAIR_OF_PRODUCTS = 64  # columns, whose digits a lane loads at once
 _COPIES = (4, 8, 16)  # bytes that can be copied at once
 _MAX_PASSES = 8  # vectors of x that a lane holds in registers
 _TWO_BLOCKS_PASSES = {"PLAIN": 8, "NORM": 4, "MERGE": 4}  # up to so many, the registers of two blocks fit
+_LONG_SHARE = 300 << 10  # bytes of codes for each multiprocessor
 _STAGES = 3  # of the ring: deeper ones took up to 3 % longer
 
 # What a warp does, about, in spans of 16 rows; for each of them with so many columns in a stage.
@@ -61,9 +63,10 @@ class Shape:
 
 def candidates(chip: Chip, problem: Problem) -> Iterator[tuple[float, Plan]]:
     """Every sensible way to compute a product, with what a warp does for it."""
+    beside = is_between_products(problem) and not _is_long(chip, problem)
     for units in UNITS:
         for chunks in (1, 2, 4, 8):
-            found = make_plan(chip, problem, chunks, units, beside=is_between_products(problem))
+            found = make_plan(chip, problem, chunks, units, beside=beside)
             if found is not None:
                 yield _cost(problem, found), found
 
@@ -76,6 +79,17 @@ def is_between_products(problem: Problem) -> bool:
     multiprocessor while another had none.
     """
     return (problem.prologue, problem.epilogue) in (("NORM", "SWIGLU"), ("PLAIN", "ADD"))
+
+
+def _is_long(chip: Chip, problem: Problem) -> bool:
+    """Whether a product has so much to read that a deeper ring gains more than an early start.
+
+    Not for gates: the attention's projection in front of them has little to read.
+    """
+    codes = (
+        problem.outputs * problem.k * problem.format.bits // 8 if isinstance(problem.format, Scheme) else 0
+    )
+    return problem.prologue == "PLAIN" and codes > _LONG_SHARE * chip.multiprocessors
 
 
 def make_plan(
@@ -118,7 +132,7 @@ def make_plan(
     third = chip.shared_bytes_per_multiprocessor // 3 - RESERVED_BYTES + 16
     shared = max(shared, third if beside and shared <= half(chip) else alone(chip))
     two_blocks = shape.passes <= _TWO_BLOCKS_PASSES[problem.prologue]
-    kernel = _kernel(problem._replace(outputs=0), chunks, units, stages, two_blocks)
+    kernel = _kernel(problem._replace(outputs=0), chunks, units, stages, pace(stages, stage), two_blocks)
     return Plan(kernel, "digits", chunks, stages, grid, shared, share, extra, units=units)
 
 
@@ -162,11 +176,11 @@ def _cost(problem: Problem, found: Plan) -> float:
 
 
 @cache
-def _kernel(problem: Problem, chunks: int, units: int, stages: int, two_blocks: bool) -> Kernel:
+def _kernel(problem: Problem, chunks: int, units: int, stages: int, paced: int, two_blocks: bool) -> Kernel:
     scheme = problem.format
     assert isinstance(scheme, Scheme)
     return Kernel(
         _SOURCE, "gemv_digits",
         BITS=scheme.bits, GROUP=scheme.group_size, CHUNKS=chunks, UNITS=units, STAGES=stages,
-        MIN_BLOCKS=2 if two_blocks else 1, **problem.parameters,
+        MIN_BLOCKS=2 if two_blocks else 1, PACE=paced, **problem.parameters,
     )  # fmt: skip

@@ -99,9 +99,9 @@ DEVICE void stage_rows(const T* x, int stride, const float2* stats, const NormWe
         for (int r = 0; r < MAX_ROWS; r++)
             if (r < rows) {
                 if constexpr (PROLOGUE == MERGE) {
-                    float merged[VECTOR<T>];
-                    merge_splits(x + (long long)r * stride, stats + r * SPLITS * (K / HEAD_DIM), vector, merged);
-                    v[r] = pack(merged, T());
+                    float merged[1][VECTOR<T>];
+                    merge_splits(x + (long long)r * stride, stats + r * SPLITS * (K / HEAD_DIM), [&](int) { return vector; }, merged);
+                    v[r] = pack(merged[0], T());
                 } else {
                     v[r] = load_fresh(x + (long long)r * stride + vector * VECTOR<T>);
                 }
@@ -173,6 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemv_mma(
     fetcher.start_tile();
 #pragma unroll 1
     for (int stage = 0; stage < STAGES; stage++) {
+        keep_pace(stage, count);
         fetcher.fetch(ring + stage * STAGE_BYTES);
         commit_copies();
     }

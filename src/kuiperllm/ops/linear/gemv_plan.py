@@ -25,6 +25,7 @@ from kuiperllm.ops.linear.gemv_problem import (
     Problem,
     alone,
     deal,
+    pace,
     tile_sums_bytes,
 )
 
@@ -35,7 +36,8 @@ _RING_SHARE = 0.75  # of a multiprocessor's shared memory
 _BLOCK_SHARE = 0.875  # of the same: the kernel in front keeps room for blocks of its own
 _GOOD_STAGES = 4  # of the ring: as many as it takes to fetch ahead smoothly
 _AHEAD_SHARE = 0.6  # of what a block reads is fetched ahead at most: all at once took up to 20 % longer
-_FOLLOWED_BYTES = 128 << 10  # that a block has still to multiply when a small kernel may start beside it
+_SMALL_SHARE = 128 << 10  # of the matrix, that a block reads: its ring may be filled at once
+_FOLLOWED_BYTES = 128 << 10  # that a block has still to multiply when the choice of a token may start
 _LANE_ELEMENTS = 128  # of x that a lane holds in registers
 _TWO_BLOCKS_ELEMENTS = 88  # up to so many, the registers of two blocks fit
 _MIN_ROW_BYTES = 2048  # longer rows are shared by at least two warps
@@ -57,10 +59,8 @@ def plan(chip: Chip, problem: Problem) -> Plan | None:
     for method in methods:
         best = min(candidates(chip, problem, method), key=lambda found: found[0], default=None)
         if best is not None:
-            # What follows a product that is only stored is small and fits beside it: attention, or choosing a
-            # token.
-            is_followed = (problem.prologue, problem.epilogue) == ("NORM", "STORE")
-            return followed(problem, best[1], _FOLLOWED_BYTES) if is_followed else best[1]
+            # Logits are followed by the choice of a token, which has nothing to fetch before they are there.
+            return followed(problem, best[1], _FOLLOWED_BYTES) if problem.out is DType.float32 else best[1]
     return None
 
 
@@ -142,7 +142,9 @@ def make_plan(
         return None
     shared = max(other + stages * stage, alone(chip))
     general = problem._replace(outputs=0, rows=0 if method == "tensor" else problem.rows)
-    kernel = _kernel(general, method, chunks, stages)
+    outputs_bytes = (share + (extra > 0)) * problem.halves * _row_bytes(problem)
+    paced = stages if outputs_bytes <= _SMALL_SHARE else pace(stages, stage)
+    kernel = _kernel(general, method, chunks, stages, paced)
     return Plan(kernel, method, chunks, stages, grid, shared, share, extra)
 
 
@@ -247,8 +249,8 @@ _SOURCES: dict[Method, Path] = {
 
 
 @cache
-def _kernel(problem: Problem, method: Method, chunks: int, stages: int) -> Kernel:
-    parameters = problem.parameters | {"CHUNKS": chunks, "STAGES": stages}
+def _kernel(problem: Problem, method: Method, chunks: int, stages: int, paced: int) -> Kernel:
+    parameters = problem.parameters | {"CHUNKS": chunks, "STAGES": stages, "PACE": paced}
     if method == "tensor":
         return Kernel(_SOURCES[method], "gemv_mma", **parameters)
     assert isinstance(problem.format, DType)

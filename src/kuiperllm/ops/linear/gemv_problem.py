@@ -26,6 +26,7 @@ RESERVED_BYTES = 1024
 SUMS_BYTES = 40 << 10
 """At most, for the sums of a block; with more outputs, multiprocessors get several blocks."""
 
+_PACE_BYTES = 40 << 10  # that a multiprocessor has under way when memory is as fast as it can be
 _BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
 
 Method = Literal["vector", "tensor", "digits", "codes"]
@@ -147,6 +148,11 @@ def ring_stages(chip: Chip, other: int, stage: int, wanted: int, *, beside: bool
     )
     most = next((found for room in rooms if (found := (room - other) // stage) >= 2), 0)
     return min(most, wanted)
+
+
+def pace(stages: int, stage: int) -> int:
+    """Of a ring's stages, each of so many bytes: how many to have under way while it is filled at first."""
+    return max(1, min(stages, _PACE_BYTES // stage))
 
 
 def tile_sums_bytes(problem: Problem, chunks: int, slots: int, outputs: int) -> int:

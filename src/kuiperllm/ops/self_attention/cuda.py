@@ -34,7 +34,10 @@ _MOST_PARTS = 16  # that the product's prologue puts together; it reads all of t
 _FEW_PARTS = 8  # that suffice up to `_MIDDLE_CONTEXT`
 _MIDDLE_CONTEXT = 2048
 _SHORT_CONTEXT = 512  # of all sequences: up to here latency counts, and a block takes one query head
-_LARGE_SHARE = 160 << 10  # bytes of the product in front for each multiprocessor: its ring leaves little room
+_LARGE_SHARE = (
+    160 << 10
+)  # bytes of the product in front for each multiprocessor: if not packed, it leaves no room
+_RING_SHARE = 100 << 10  # bytes of the projection for each multiprocessor, that a ring can hold
 _LONG_CONTEXT = 16_384  # from here on it pays to have more parts, and a kernel that puts them together
 
 
@@ -97,10 +100,12 @@ def _decode(
     stats = Tensor.empty((sequences, parts, heads, 2), DType.float32, qkv.device)
     if use_tensor_cores:
         before = projection.nbytes // projection.in_features * width  # of the product, about
-        tuning = tuning_for(gpu, cache.head_dim, is_alone=before > _LARGE_SHARE * gpu.multiprocessors)
+        is_alone = isinstance(projection.format, DType) and before > _LARGE_SHARE * multiprocessors
+        tuning = tuning_for(gpu, cache.head_dim, is_alone=is_alone)
         decode_mma(qkv, cache, batch, scale, partial, stats, newest, tuning)
     else:
-        decode_scalar(qkv, cache, batch, scale, partial, stats, newest)
+        is_short = projection.nbytes <= _RING_SHARE * multiprocessors  # it need not start at once
+        decode_scalar(qkv, cache, batch, scale, partial, stats, newest, late=is_short)
     if parts > _MOST_PARTS:
         mixed = Tensor.empty((sequences, heads, cache.head_dim), qkv.dtype, qkv.device)
         merge_parts(partial, stats, mixed)
