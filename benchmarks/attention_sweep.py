@@ -40,7 +40,7 @@ class Way:
     parts: int
     tuning: Tuning | None
     """Of the kernel on tensor cores; None: the one for a query head at a time."""
-    followed: int | None = 128
+    followed: int | None = None
     """KiB that a block of the product in front has left when attention may start; None: all."""
 
     def __str__(self) -> str:
@@ -173,7 +173,7 @@ class Layers:
         shapes = [replace(first, tuning=wide), replace(first, tuning=narrow)]
         return [first, *shapes, *([Way(4, None)] if parts == 8 else [])], [
             [replace(first, tuning=t._replace(stages=stages)) for stages in (1, 2, 4, 6)],
-            [replace(first, followed=left) for left in (None, 64, 192, 256)],
+            [replace(first, followed=left) for left in (64, 128, 192, 256)],
             [replace(first, parts=other) for other in (parts // 2, parts * 3 // 4, min(2 * parts, 16))],
         ]
 
