@@ -44,27 +44,60 @@ def linear_codes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool)
     """y = x W^T + bias, with x in int8 groups."""
     scheme, tokens, n = weight.scheme, x.shape[0], weight.out_features
     assert scheme is not None
-    k, group = padded_columns(weight.in_features), x_group(scheme, weight.in_features)
-    few = tokens <= _few_rows()[-1]
-    rows = next(rows for rows in _few_rows() if rows >= tokens) if few else _rows_of_tile()
-    operands = weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight), out
-    sizes = (tokens, n, k, out.strides[0], int(weight.bias is not None), int(accumulate))
-    if few:
-        items = blocks_of(n)
-        kernel = _gemv(scheme, group, rows)
-        launch(kernel, *operands, *sizes, items=items, grain=grain_of(items), in_long_runs=True)
-    else:
-        columns = _slice_columns(group)
-        records = columns // group * (group // scheme.group_size + _beside(scheme, group))
-        panel_bytes = 2 * columns * 16 + 2 * records * 64 + (tokens + rows) * 128
-        panels = Tensor.empty((num_threads(), panel_bytes), DType.uint8)
-        items = pairs_of(n)
-        launch(
-            _gemm(scheme, group),
-            *(*operands, panels, *sizes, panel_bytes),
-            items=items,
-            grain=min(4, grain_of(items)),
-        )
+    if tokens > _few_rows()[-1]:
+        _multiply_many(x, weight, scheme, out, accumulate, gated=False)
+        return
+    rows = next(rows for rows in _few_rows() if rows >= tokens)
+    items = blocks_of(n)
+    launch(
+        _gemv(scheme, x_group(scheme, weight.in_features), rows),
+        *_operands(x, weight, scheme, rows),
+        out,
+        *_sizes(x, weight, out, accumulate),
+        items=items,
+        grain=grain_of(items),
+        in_long_runs=True,
+    )
+
+
+def can_gate(x: Tensor, weight: LinearWeight) -> bool:
+    """Whether `linear_codes_gated` takes these."""
+    return x.shape[0] > _few_rows()[-1] and weight.out_features % 32 == 0
+
+
+def linear_codes_gated(x: Tensor, weight: LinearWeight, out: Tensor) -> None:
+    """silu(gate) * other, where x W^T + bias, with x in int8 groups, is gate and other side by side."""
+    assert weight.scheme is not None
+    _multiply_many(x, weight, weight.scheme, out, accumulate=False, gated=True)
+
+
+def _multiply_many(
+    x: Tensor, weight: LinearWeight, scheme: Scheme, out: Tensor, accumulate: bool, *, gated: bool
+) -> None:
+    group, rows = x_group(scheme, weight.in_features), _rows_of_tile()
+    columns = _slice_columns(group)
+    records = columns // group * (group // scheme.group_size + _beside(scheme, group))
+    panel_bytes = 2 * columns * 16 + 2 * records * 64 + (x.shape[0] + rows) * 128
+    operands = _operands(x, weight, scheme, rows)
+    panels = Tensor.empty((num_threads(), panel_bytes), DType.uint8)
+    items = pairs_of(weight.out_features)
+    launch(
+        _gemm(scheme, group, gated),
+        *(*operands, out, panels, *_sizes(x, weight, out, accumulate), panel_bytes),
+        items=items,
+        grain=min(4, grain_of(items)),
+    )
+
+
+def _operands(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> tuple[Tensor, ...]:
+    """What both kinds of kernels read: weights, and x in int8 groups, in tiles of rows."""
+    return weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight)
+
+
+def _sizes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> tuple[int, ...]:
+    k = padded_columns(weight.in_features)
+    has_bias = int(weight.bias is not None)
+    return x.shape[0], weight.out_features, k, out.strides[0], has_bias, int(accumulate)
 
 
 def _slice_columns(x_group: int) -> int:
@@ -132,7 +165,7 @@ def _gemv(scheme: Scheme, x_group: int, rows: int) -> Kernel:
 
 
 @cache
-def _gemm(scheme: Scheme, x_group: int) -> Kernel:
+def _gemm(scheme: Scheme, x_group: int, gated: bool) -> Kernel:
     return Kernel(
         "kuiperllm.ops.linear.cpu_gemm_kernel",
         "gemm_codes",
@@ -141,4 +174,5 @@ def _gemm(scheme: Scheme, x_group: int) -> Kernel:
         BESIDE=_beside(scheme, x_group),
         ROWS=_rows_of_tile(),
         SLICE=_slice_columns(x_group),
+        GATED=gated,
     )
