@@ -89,9 +89,9 @@ def _multiply_many(
     )
 
 
-def _operands(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> tuple[Tensor, ...]:
+def _operands(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> list[Tensor]:
     """What both kinds of kernels read: weights, and x in int8 groups, in tiles of rows."""
-    return weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight)
+    return [weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight)]
 
 
 def _sizes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> tuple[int, ...]:
