@@ -83,15 +83,18 @@ def _multiply_many(
     items = pairs_of(weight.out_features)
     launch(
         _gemm(scheme, group, gated),
-        *(*operands, out, panels, *_sizes(x, weight, out, accumulate), panel_bytes),
+        *operands,
+        *(out, panels),
+        *_sizes(x, weight, out, accumulate),
+        panel_bytes,
         items=items,
         grain=min(4, grain_of(items)),
     )
 
 
-def _operands(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> list[Tensor]:
+def _operands(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> tuple[Tensor, ...]:
     """What both kinds of kernels read: weights, and x in int8 groups, in tiles of rows."""
-    return [weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight)]
+    return weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight)
 
 
 def _sizes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> tuple[int, ...]:
