@@ -34,6 +34,7 @@ from kuiperllm.backends.cpu.simd import (
     to_i32,
     u8p,
     u16p,
+    unrelated,
     zeros,
 )
 from kuiperllm.backends.cpu.unroll import inline, registers, unroll
@@ -136,6 +137,7 @@ def gemm_codes(
                 expand_records(scales, supers, records[b], block[b], k, first, columns)
             for row in range(0, m, ROWS):
                 sums = offset(all_sums, row * 32)
+                new_sums = unrelated(sums)  # else they are kept in registers, which are too few, and spilled
                 x = offset(xq, row * k + first * ROWS)
                 x_scales = offset(xs, (row * k + first * ROWS) // XGROUP)
                 z = offset(xz, (row * k + first * ROWS) // GROUP)
@@ -209,7 +211,7 @@ def gemm_codes(
                             x_scale = broadcast(x_scales, p * ROWS + r)
                             for b in unroll(2):
                                 to = r * 32 + b * 16
-                                store(sums, to, fma(part[r, b], x_scale, load(sums, to)))
+                                store(new_sums, to, fma(part[r, b], x_scale, load(sums, to)))
                 if XGROUP == GROUP:
                     for r in unroll(ROWS):
                         for b in unroll(2):
