@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kuiperllm.backends.cpu.features import target
 from kuiperllm.core import DType, Tensor
-from kuiperllm.ops.linear.cpu_codes import can_gate, linear_codes, linear_codes_gated, x_group
+from kuiperllm.ops.linear.cpu_codes import linear_codes, x_group
 from kuiperllm.ops.linear.cpu_float import gemm_amx, gemm_bf16, linear_float
 from kuiperllm.ops.linear.cpu_pack import packed_sizes as packed_sizes
 from kuiperllm.ops.linear.cpu_pack import write_rows as write_rows
@@ -26,12 +26,9 @@ def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> No
         linear_float(x, weight, out, accumulate)
 
 
-def linear_gated(x: Tensor, weight: LinearWeight, out: Tensor) -> bool:
-    """silu(gate) * other to out [T, N / 2], of x W^T + bias = [gate, other], if there is a kernel for it."""
-    if _uses_amx(weight.format, *x.shape) or not _is_integer(weight.format) or not can_gate(x, weight):
-        return False
-    linear_codes_gated(x, weight, out)
-    return True
+def rounds_to_int8(x: Tensor, weight: LinearWeight) -> bool:
+    """Whether `linear` would take x in int8 groups, so that `linear_codes` can be called for it."""
+    return _is_integer(weight.format) and x.shape[0] > 0 and not _uses_amx(weight.format, *x.shape)
 
 
 def _is_integer(format: WeightFormat) -> bool:
