@@ -127,6 +127,12 @@ def check_gather_and_integers() -> None:
     assert words.numpy().tolist() == expected
 
 
+def check_what_is_stored_through_another_pointer() -> None:
+    out = Tensor.from_numpy(np.arange(16, dtype=np.float32))
+    launch(Kernel("simd_kernels", "powers"), out, items=10, grain=10)
+    np.testing.assert_array_equal(out.numpy(), np.arange(16) * np.float32(1024))
+
+
 def check_small_integers() -> None:
     rng = np.random.default_rng(4)
     x, y = rng.integers(-(1 << 15), 1 << 15, (2, 3, 16, 2)).astype(np.int16)
@@ -146,6 +152,7 @@ def check_small_integers() -> None:
 CHECKS = (
     check_gather_and_integers,
     check_small_integers,
+    check_what_is_stored_through_another_pointer,
     check_half_to_float,
     check_float_to_half,
     check_exp,

@@ -4,6 +4,7 @@ import numpy as np
 
 from kuiperllm.backends.cpu.rowwise import first_equal, largest, log
 from kuiperllm.backends.cpu.simd import (
+    add,
     at_least,
     count_lanes,
     dot2_i16,
@@ -33,6 +34,7 @@ from kuiperllm.backends.cpu.simd import (
     store_quads,
     u8p,
     u16p,
+    unrelated,
 )
 
 FACTOR = 2
@@ -91,6 +93,12 @@ def quads(source: i32p, out: i8p, distance: int, begin, end, thread):
 def eights(source: u8p, out: i64p, begin, end, thread):
     for i in range(begin, end):
         out[i] = load_8bytes(source, 3 * i)
+
+
+def powers(out: f32p, begin, end, thread):
+    other = unrelated(out)
+    for _ in range(begin, end):
+        store(other, 0, add(load(out, 0), load(out, 0)))
 
 
 def compare(x: f32p, y: f32p, out: i64p, begin, end, thread):

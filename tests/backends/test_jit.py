@@ -35,7 +35,10 @@ print(x.tolist(), "compiled" if "numba" in sys.modules else "cached")
 
 
 def start(cache: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"KUIPER_CACHE_DIR": str(cache), "PYTHONPATH": str(HERE)}
+    environment = os.environ | {
+        "KUIPER_CACHE_DIR": str(cache),
+        "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path[1:]]),
+    }
     command = [sys.executable, "-W", "error", "-c", SCRIPT]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

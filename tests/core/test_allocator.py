@@ -271,13 +271,29 @@ def test_private_pool_keeps_what_was_freed_in_it(pool: Allocator) -> None:
 
 def test_private_pool_is_for_its_own_thread(pool: Allocator) -> None:
     common = pool.allocate(1000).address
-    seen: list[int] = []
-    with pool.private_pool():
-        thread = threading.Thread(target=lambda: seen.append(pool.allocate(1000).address))
+    seen: list[Buffer] = []
+    with pool.private_pool() as private:
+        thread = threading.Thread(target=lambda: seen.append(pool.allocate(1000)))
         thread.start()
         thread.join()
-        assert pool.allocate(1000).address != common
-    assert seen == [common]
+        assert private.owns(pool.allocate(1000))
+    assert seen[0].address == common
+    assert not private.owns(seen[0])
+
+
+def test_private_pool_takes_over_what_is_free(pool: Allocator) -> None:
+    small, large = pool.allocate(1000).address, pool.allocate(2 * MIB).address
+    reserved = pool.stats().reserved_bytes
+    with pool.private_pool() as private:
+        taken = [pool.allocate(1000), pool.allocate(2 * MIB)]
+        assert [buffer.address for buffer in taken] == [small, large]
+        assert all(private.owns(buffer) for buffer in taken)
+    del taken
+    assert pool.allocate(1000).address != small  # as long as the pool is held
+    pool.empty_cache()
+    assert pool.stats().reserved_bytes == reserved
+    del private
+    assert pool.allocate(2 * MIB).address == large
 
 
 def test_private_pools_nest_and_end_after_an_error(pool: Allocator) -> None:

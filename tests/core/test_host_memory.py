@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kuiperllm.backends.cpu.meminfo import darwin_memory_info, linux_memory_info, memory_info
+from kuiperllm.backends.cpu.meminfo import anonymous_bytes, darwin_memory_info, linux_memory_info, memory_info
 from kuiperllm.backends.cpu.memory import HUGE_PAGE_BYTES, HostMemory
 from kuiperllm.core import Allocator, Device, Tensor
 from kuiperllm.core.memory import MemoryInfo
@@ -45,17 +45,49 @@ def test_released_memory_goes_back_to_the_system() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs procfs")
+def test_a_released_block_between_others_goes_back_to_the_system() -> None:
+    source = HostMemory()
+    blocks = [source.reserve(15 * MIB) for _ in range(3)]
+    for address in blocks:
+        ctypes.memset(address, 0x5A, 15 * MIB)
+    before = anonymous_bytes()
+    source.release(blocks[1], 15 * MIB)
+    assert anonymous_bytes() < before - 12 * MIB
+    for address in blocks[::2]:
+        assert ctypes.string_at(address, 15 * MIB) == b"Z" * (15 * MIB)
+        source.release(address, 15 * MIB)
+    assert anonymous_bytes() < before - 40 * MIB
+
+
+def test_blocks_of_all_sizes_are_apart() -> None:
+    source, held = HostMemory(), {}
+    for number, nbytes in enumerate(
+        [MIB + 1, 16 * MIB, 16 * MIB, 17 * MIB, 16 * MIB, 16 * MIB, 5000, 3 * MIB]
+    ):
+        held[source.reserve(nbytes)] = number, nbytes
+    for address, (number, nbytes) in held.items():
+        ctypes.memset(address, number, nbytes)
+    for address, (number, nbytes) in held.items():
+        assert ctypes.string_at(address, nbytes) == bytes([number]) * nbytes
+    for address, (_, nbytes) in held.items():
+        source.release(address, nbytes)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs procfs")
 def test_large_blocks_ask_for_huge_pages() -> None:
     if not Path("/sys/kernel/mm/transparent_hugepage").is_dir():
         pytest.skip("this kernel has no transparent huge pages")
     source = HostMemory()
-    large, small = source.reserve(6 * MIB), source.reserve(2 * MIB)
-    assert large % HUGE_PAGE_BYTES == 0
-    assert "hg" in vm_flags(large)
-    assert "hg" in vm_flags(large + 6 * MIB - 1)
+    sizes = 60 * MIB, 6 * MIB, 3 * MIB, MIB // 2
+    *large, small = (source.reserve(size) for size in sizes)
+    assert large[0] % HUGE_PAGE_BYTES == large[1] % HUGE_PAGE_BYTES == 0
+    for address, size in zip(large, sizes, strict=False):
+        assert "hg" in vm_flags(address)
+        assert "hg" in vm_flags(address + size - 1)
+    assert large[2] == large[1] + sizes[1]  # a huge page has the end of one and the beginning of the other
     assert "hg" not in vm_flags(small)
-    source.release(large, 6 * MIB)
-    source.release(small, 2 * MIB)
+    for address, size in zip([*large, small], sizes, strict=True):
+        source.release(address, size)
 
 
 def vm_flags(address: int) -> list[str]:

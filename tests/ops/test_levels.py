@@ -40,7 +40,8 @@ print(count)
 @pytest.mark.parametrize("which", ["linear", "others"])
 @pytest.mark.parametrize("level", host_levels()[:-1])
 def test_cases_at(level: str, which: str) -> None:
-    environment = os.environ | {"KUIPER_CPU_LEVEL": level, "PYTHONPATH": str(TESTS / "backends")}
+    path = os.pathsep.join([str(TESTS / "backends"), *sys.path[1:]])  # the same package as here
+    environment = os.environ | {"KUIPER_CPU_LEVEL": level, "PYTHONPATH": path}
     command = [sys.executable, "-W", "error", "-c", RUN_CASES, level, which]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290)
     assert done.returncode == 0, done.stdout + done.stderr

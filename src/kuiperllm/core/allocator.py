@@ -225,6 +225,8 @@ class Allocator:
     def private_pool(self, pool: PrivatePool | None = None) -> Iterator[PrivatePool]:
         """Take what this thread allocates inside the `with` block from a pool of its own.
 
+        What is free in the common pool goes over to it where it serves.
+
         A graph that is replayed writes to the memory that was freed while it was captured as well, so nothing
         else may be given that memory. Graphs that are never replayed at the same time may share a pool.
 
@@ -269,8 +271,11 @@ class Allocator:
         size = -(-nbytes >> shift) << shift
         if size >= LARGE_BYTES:
             return self._take_large(pool, size)
-        blocks = pool.bins.get(size)
-        return blocks.pop() if blocks else self._carve(pool, size)
+        if not (blocks := pool.bins.get(size) or self._pool.bins.get(size)):
+            return self._carve(pool, size)
+        block = blocks.pop()
+        block.pool = pool
+        return block
 
     def _carve(self, pool: _Pool, size: int) -> _Block:
         slab = pool.slab
@@ -286,6 +291,8 @@ class Allocator:
         granularity = self.source.granularity
         size = (nbytes + granularity - 1) & -granularity
         block = pool.take_large(size)
+        if block is None and (block := self._pool.take_large(size)) is not None:
+            block.pool = pool
         if block is None:
             region = self._reserve(size)
             region.num_blocks = 1

@@ -78,7 +78,7 @@ class Passes:
     def mixed(self, step: Step) -> tuple[MixedPass, bool]:
         """The pass for any other step, and whether it has been run before, so that it is worth capturing."""
         exact = Shape.of(step, self._width(step))
-        shape = None if self._is_host or _reports(step) else self._padded(exact)
+        shape = None if self._is_host or reports(step) else self._padded(exact)
         if shape is None:
             return self._made(exact), False
         if (known := self._mixed.get(shape)) is not None:
@@ -171,7 +171,7 @@ class Passes:
         return width
 
 
-def _reports(step: Step) -> bool:
+def reports(step: Step) -> bool:
     """Whether a piece of a prompt is worked on for more than its next token."""
     pieces = step.sequences[step.num_single :]
     return any(sequence.embeds or sequence.wants_prompt_logprobs for sequence in pieces)

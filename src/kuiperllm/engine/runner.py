@@ -13,9 +13,10 @@ from kuiperllm.core import DType, Tensor
 from kuiperllm.core.device import Event, Graph
 from kuiperllm.engine.decode_graph import DecodeState
 from kuiperllm.engine.kv_cache import KVCache
+from kuiperllm.engine.mixed_pass import MixedPass
 from kuiperllm.engine.newest import Newest
 from kuiperllm.engine.outbox import Outbox
-from kuiperllm.engine.passes import Passes
+from kuiperllm.engine.passes import Passes, reports
 from kuiperllm.engine.rows import Rows
 from kuiperllm.engine.scheduler import Step
 from kuiperllm.engine.sequence import Sequence
@@ -30,6 +31,13 @@ from kuiperllm.ops.sample import sample
 
 LOGITS_BYTES = 128 << 20
 """Logits that are held at once: 219 places of a vocabulary of 152,000, or 1,048 of one of 32,000."""
+
+RECORDED_WORK = 1 << 39
+"""Tokens times bytes of weights of the largest pass that a host records before it runs it as a whole.
+
+Python is done with all of its operators in a third of the time if none of them sweeps the caches meanwhile.
+But a pass cannot be interrupted then: this is about a second on two cores.
+"""
 
 Read = Callable[[], NDArray[Any]]
 """Gives values that the device has computed; to be called once, after the pass is done."""
@@ -224,14 +232,26 @@ class Runner:
         batch.upload(step, self._rows, self._newest)
         if is_known:
             self._replay(batch.graph())
+        elif self._is_recorded(step):
+            with self.model.device.capture() as graph:
+                self._run(launched, batch)
+            self._replay(graph)
         else:
-            residual = batch.run()
-            self._report(launched, residual)
-            if step.num_sampled:
-                batch.logits(residual)
+            self._run(launched, batch)
         if step.num_sampled:
             launched.logits = self.passes.logits[: step.num_sampled, : self.vocab_size]
             launched.draws = {name: values[: step.num_sampled] for name, values in batch.draws.items()}
+
+    def _run(self, launched: Launched, batch: MixedPass) -> None:
+        residual = batch.run()
+        self._report(launched, residual)
+        if launched.step.num_sampled:
+            batch.logits(residual)
+
+    def _is_recorded(self, step: Step) -> bool:
+        """Whether the host is to run a pass as a whole."""
+        work = sum(step.num_tokens) * self.model.bytes_per_token
+        return self.model.device.is_host and work <= RECORDED_WORK and not reports(step)
 
     def _queued(self, launched: Launched, tokens: NDArray[Any] | None, newest: Tensor | None) -> None:
         launched.complete(self.model.device.backend.record(), tokens)

@@ -12,8 +12,59 @@ from kuiperllm.core.memory import MemoryInfo, MemorySource, out_of_memory
 HUGE_PAGE_BYTES = 2 << 20
 """The page size that large reservations are aligned to and ask for."""
 
-HUGE_FROM_BYTES = 4 << 20
+HUGE_FROM_BYTES = 1 << 20
 """Reservations from this size on ask for huge pages."""
+
+ARENA_BYTES = 64 << 20
+"""Address space that reservations of up to a quarter of it lie in, one behind the other: else the end of each
+would be left to small pages."""
+
+
+class _Pages:
+    """A memory map that begins at the boundary of a huge page and asks for such pages.
+
+    Raises:
+        OSError: the system has no room for it.
+    """
+
+    def __init__(self, nbytes: int) -> None:
+        # A map starts on a small page: ask for one huge page more and begin at its boundary.
+        self._map = _anonymous(nbytes + HUGE_PAGE_BYTES)
+        base = _address(self._map)
+        self.address = (base + HUGE_PAGE_BYTES - 1) & -HUGE_PAGE_BYTES
+        self.size = nbytes
+        self.used = 0
+        self.pieces = 0
+        self._skipped = self.address - base
+        self._advise("MADV_HUGEPAGE", 0, nbytes)
+
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes, whole small pages, are left."""
+        return nbytes <= self.size - self.used
+
+    def take(self, nbytes: int) -> int:
+        """The address of the next `nbytes` bytes."""
+        self.used += nbytes
+        self.pieces += 1
+        return self.address + self.used - nbytes
+
+    def give_back(self, address: int, nbytes: int) -> None:
+        """Let the system have the memory of a piece; its addresses stay taken until the last piece goes."""
+        self.pieces -= 1
+        if self.pieces:
+            self._advise("MADV_DONTNEED", address - self.address, nbytes)
+        else:
+            self._map.close()
+
+    def _advise(self, name: str, start: int, nbytes: int) -> None:
+        advice = getattr(mmap, name, None)
+        if advice is None:
+            return
+        try:
+            self._map.madvise(advice, self._skipped + start, nbytes)
+        except OSError:
+            # A kernel built without transparent huge pages refuses; small pages work as well, only slower.
+            return
 
 
 class HostMemory(MemorySource):
@@ -33,6 +84,8 @@ class HostMemory(MemorySource):
         self._info = info
         self._touched = touched
         self._maps: dict[int, mmap.mmap] = {}
+        self._pieces: dict[int, _Pages] = {}
+        self._arena: _Pages | None = None
         self._reserved = 0
 
     def reserve(self, nbytes: int) -> int:
@@ -44,25 +97,41 @@ class HostMemory(MemorySource):
         info = self.info()
         if nbytes > info.free_bytes:
             raise out_of_memory("cpu", nbytes, info)
-        huge = nbytes >= HUGE_FROM_BYTES
-        # A map starts on a small page: ask for one huge page more and begin at its boundary.
-        length = nbytes + HUGE_PAGE_BYTES if huge else nbytes
         try:
-            pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            address = self._huge(nbytes) if nbytes >= HUGE_FROM_BYTES else self._small(nbytes)
         except OSError:
             raise out_of_memory("cpu", nbytes, info) from None
-        address = base = ctypes.addressof(ctypes.c_char.from_buffer(pages))
-        if huge:
-            address = (base + HUGE_PAGE_BYTES - 1) & -HUGE_PAGE_BYTES
-            _ask_for_huge_pages(pages, address - base, nbytes)
-        self._maps[address] = pages
         self._reserved += nbytes
         return address
 
+    def _small(self, nbytes: int) -> int:
+        pages = _anonymous(nbytes)
+        address = _address(pages)
+        self._maps[address] = pages
+        return address
+
+    def _huge(self, nbytes: int) -> int:
+        size = _whole_pages(nbytes)
+        if size > ARENA_BYTES // 4:
+            pages = _Pages(size)
+        elif self._arena is not None and self._arena.has_room(size):
+            pages = self._arena
+        else:
+            self._arena = pages = _Pages(ARENA_BYTES)
+        address = pages.take(size)
+        self._pieces[address] = pages
+        return address
+
     def release(self, address: int, nbytes: int) -> None:
-        """Unmap what `reserve` mapped at `address`."""
-        self._maps.pop(address).close()
+        """Give back what `reserve` found at `address`."""
         self._reserved -= nbytes
+        if address in self._maps:
+            self._maps.pop(address).close()
+            return
+        pages = self._pieces.pop(address)
+        pages.give_back(address, _whole_pages(nbytes))
+        if pages is self._arena and not pages.pieces:
+            self._arena = None
 
     def info(self) -> MemoryInfo:
         """The memory that this process may still take, and all it could ever have.
@@ -74,12 +143,13 @@ class HostMemory(MemorySource):
         return MemoryInfo(max(free - untouched, 0), total)
 
 
-def _ask_for_huge_pages(pages: mmap.mmap, start: int, nbytes: int) -> None:
-    advice = getattr(mmap, "MADV_HUGEPAGE", None)
-    if advice is None:
-        return
-    try:
-        pages.madvise(advice, start, nbytes)
-    except OSError:
-        # A kernel built without transparent huge pages refuses; small pages work as well, only slower.
-        return
+def _anonymous(nbytes: int) -> mmap.mmap:
+    return mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def _address(pages: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(pages))
+
+
+def _whole_pages(nbytes: int) -> int:
+    return (nbytes + mmap.PAGESIZE - 1) & -mmap.PAGESIZE

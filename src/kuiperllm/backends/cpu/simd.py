@@ -105,6 +105,17 @@ def offset(context: Any, pointer: Any, elements: Any) -> Any:
 
 
 @intrinsic
+def unrelated(context: Any, pointer: Any) -> Any:
+    """The same pointer, but the compiler cannot know: it keeps nothing that is stored there in registers."""
+
+    def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        kind = values[0].type
+        return builder.asm(ir.FunctionType(kind, [kind]), "", "=r,0", values, False)
+
+    return pointer(pointer), codegen
+
+
+@intrinsic
 def load_8bytes(context: Any, pointer: Any, index: Any) -> Any:
     """Eight bytes at pointer + index elements as an int64, the first one the lowest."""
 

@@ -69,7 +69,7 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Ten
     strides = (*q.strides[:2], *out.strides[:2], scratch.strides[0], partial.strides[0])
     sequence_data: tuple[Tensor, ...] = (batch.block_table, batch.query_start_loc, batch.seq_lens)
     launch(
-        _attend(cache.keys.dtype, min(rows, 8), splits > 1),
+        _attend(cache.keys.dtype, min(rows, 8), splits > 1, batch.max_query_len == 1),
         *(q, cache.keys, cache.values, *sequence_data, out, scratch, partial),
         *shape,
         *strides,
@@ -87,7 +87,7 @@ def attention(q: Tensor, cache: LayerCache, batch: Batch, scale: float, out: Ten
 
 
 @cache
-def _attend(dtype: DType, rows: int, split: bool) -> Kernel:
+def _attend(dtype: DType, rows: int, split: bool, fetch: bool) -> Kernel:
     """`rows`: how many query rows there are to share a register tile, at most 8."""
     if target().at_least("avx512"):
         tile = rows if rows <= 7 else 6
@@ -95,7 +95,14 @@ def _attend(dtype: DType, rows: int, split: bool) -> Kernel:
     else:
         tile, vectors, columns = min(rows, 2), 1, 2
     return Kernel(
-        _MODULE, "attend", FORMAT=_FORMATS[dtype], ROWS=tile, VECTORS=vectors, COLUMNS=columns, SPLIT=split
+        _MODULE,
+        "attend",
+        FORMAT=_FORMATS[dtype],
+        ROWS=tile,
+        VECTORS=vectors,
+        COLUMNS=columns,
+        SPLIT=split,
+        FETCH=fetch,
     )
 
 

@@ -26,6 +26,7 @@ from kuiperllm.backends.cpu.simd import (
     max_lanes,
     mul,
     offset,
+    prefetch,
     splat,
     store,
     store_bf16,
@@ -45,6 +46,7 @@ ROWS = 6  # query rows in a register tile
 VECTORS = 2  # vectors of 16 keys in a register tile of scores
 COLUMNS = 4  # vectors of 16 columns in a register tile of outputs
 SPLIT = False  # leave partial results for merge_splits
+FETCH = False  # the cache is read once: have the next block fetched while one is worked on
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 TILE = 24  # query rows that share a pass over the keys
@@ -62,13 +64,25 @@ def load_cached(cache, index):
 
 
 @inline
+def block_of(cache, table, index, head, kv_heads, nbytes):
+    """A head's keys or values of one block of a sequence."""
+    return offset(cache, (np.int64(table[index]) * kv_heads + head) * nbytes)
+
+
+@inline
+def fetch(ahead, index):
+    """Have the cache line of element `index` of another block fetched."""
+    prefetch(ahead, index * (4 if FORMAT == FLOAT32 else 2))
+
+
+@inline
 def scalar_exp(x):
     return max_lanes(exp(splat(x)))
 
 
 @inline
-def multiply_keys(query, keys, scores, rows, d, size, stride):
-    """scores[row, key] = query[row] . keys[:, key] for one block."""
+def multiply_keys(query, keys, ahead, scores, rows, d, size, stride):
+    """scores[row, key] = query[row] . keys[:, key] for one block; `ahead` is what will be read next."""
     for row in range(0, rows, ROWS):
         for key in range(0, size, 16 * VECTORS):
             acc, at = registers(ROWS, VECTORS), registers(ROWS)
@@ -79,6 +93,8 @@ def multiply_keys(query, keys, scores, rows, d, size, stride):
             for i in range(d):
                 column = registers(VECTORS)
                 for c in unroll(VECTORS):
+                    if FETCH and (FORMAT == FLOAT32 or c % 2 == 0):
+                        fetch(ahead, i * size + key + 16 * c)
                     column[c] = load_cached(keys, i * size + key + 16 * c)
                 for r in unroll(ROWS):
                     x = broadcast(query, at[r] + i)
@@ -92,8 +108,8 @@ def multiply_keys(query, keys, scores, rows, d, size, stride):
 
 
 @inline
-def add_values(scores, values, sums, rows, keys, dp, stride):
-    """sums[row] += scores[row, :keys] times the values of one block."""
+def add_values(scores, values, ahead, sums, rows, keys, dp, stride):
+    """sums[row] += scores[row, :keys] times the values of one block; `ahead` is what will be read next."""
     for row in range(0, rows, ROWS):
         for column in range(0, dp, 16 * COLUMNS):
             acc, at = registers(ROWS, COLUMNS), registers(ROWS)
@@ -104,6 +120,8 @@ def add_values(scores, values, sums, rows, keys, dp, stride):
             for j in range(keys):
                 value = registers(COLUMNS)
                 for c in unroll(COLUMNS):
+                    if FETCH and (FORMAT == FLOAT32 or c % 2 == 0):
+                        fetch(ahead, j * dp + column + 16 * c)
                     value[c] = load_cached(values, j * dp + min(column + 16 * c, dp - 16))
                 for r in unroll(ROWS):
                     p = broadcast(scores, at[r] * stride + j)
@@ -153,6 +171,7 @@ def attend(
     top = offset(sums, TILE * dp)
     total = offset(top, TILE)
     item_bytes = 4 if FORMAT == FLOAT32 else 2
+    key_bytes, value_bytes = d * size * item_bytes, dp * size * item_bytes
     for item in range(begin, end):
         split, rest = item % splits, item // splits
         tile, rest = rest % tiles, rest // tiles
@@ -181,17 +200,24 @@ def attend(
         for first in range(split * share, after, SPAN):
             span = min(SPAN, after - first)
             for index in range(span):
-                block = np.int64(table[first + index]) * kv_heads + head
-                block_keys = offset(keys, block * d * size * item_bytes)
-                multiply_keys(query, block_keys, offset(scores, index * size), rows, d, size, SPAN * size)
+                here = block_of(keys, table, first + index, head, kv_heads, key_bytes)
+                if index + 1 < span:
+                    ahead = block_of(keys, table, first + index + 1, head, kv_heads, key_bytes)
+                else:
+                    ahead = block_of(values, table, first, head, kv_heads, value_bytes)
+                multiply_keys(query, here, ahead, offset(scores, index * size), rows, d, size, SPAN * size)
             for row in range(rows):
                 seen = context + (row0 + row) // repeats + 1 - first * size
                 weigh(offset(scores, row * SPAN * size), row, seen, top, total, sums, dp, span * size)
             for index in range(span):
-                block = np.int64(table[first + index]) * kv_heads + head
-                block_values = offset(values, block * dp * size * item_bytes)
+                here = block_of(values, table, first + index, head, kv_heads, value_bytes)
+                ahead = here
+                if index + 1 < span:
+                    ahead = block_of(values, table, first + index + 1, head, kv_heads, value_bytes)
+                elif first + span < after:
+                    ahead = block_of(keys, table, first + span, head, kv_heads, key_bytes)
                 seen = min(limit - (first + index) * size, size)
-                add_values(offset(scores, index * size), block_values, sums, rows, seen, dp, SPAN * size)
+                add_values(offset(scores, index * size), here, ahead, sums, rows, seen, dp, SPAN * size)
         if SPLIT:
             mine = offset(partial, item * partial_stride)
             for row in range(rows):

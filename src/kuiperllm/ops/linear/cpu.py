@@ -26,6 +26,11 @@ def linear(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> No
         linear_float(x, weight, out, accumulate)
 
 
+def rounds_to_int8(x: Tensor, weight: LinearWeight) -> bool:
+    """Whether `linear` would take x in int8 groups, so that `linear_codes` can be called for it."""
+    return _is_integer(weight.format) and x.shape[0] > 0 and not _uses_amx(weight.format, *x.shape)
+
+
 def _is_integer(format: WeightFormat) -> bool:
     """Whether weights are multiplied by the int8 dot product, where nothing better takes them."""
     return isinstance(format, Scheme) and format.coding != "e4m3"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import NamedTuple
 
 from kuiperllm.backends.cpu.features import target
 from kuiperllm.backends.cpu.jit import Kernel
@@ -40,31 +41,85 @@ def x_group(scheme: Scheme, k: int) -> int:
     return next(group for group in (128, 64, 32) if group <= wanted and padded_columns(k) % group == 0)
 
 
-def linear_codes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> None:
+class Norm(NamedTuple):
+    """An RMS norm that rows of x go through before they are rounded; see `ops.rms_norm`."""
+
+    weight: Tensor
+    eps: float
+
+
+def linear_codes(
+    x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool, norm: Norm | None = None
+) -> None:
     """y = x W^T + bias, with x in int8 groups."""
     scheme, tokens, n = weight.scheme, x.shape[0], weight.out_features
     assert scheme is not None
-    k, group = padded_columns(weight.in_features), x_group(scheme, weight.in_features)
-    few = tokens <= _few_rows()[-1]
-    rows = next(rows for rows in _few_rows() if rows >= tokens) if few else _rows_of_tile()
-    operands = weight.data, *scales_of(weight), *_round(x, weight, scheme, rows), bias_of(weight), out
-    sizes = (tokens, n, k, out.strides[0], int(weight.bias is not None), int(accumulate))
-    if few:
-        items = blocks_of(n)
-        kernel = _gemv(scheme, group, rows)
-        launch(kernel, *operands, *sizes, items=items, grain=grain_of(items), in_long_runs=True)
-    else:
-        columns = _slice_columns(group)
-        records = columns // group * (group // scheme.group_size + _beside(scheme, group))
-        panel_bytes = 2 * columns * 16 + 2 * records * 64 + (tokens + rows) * 128
-        panels = Tensor.empty((num_threads(), panel_bytes), DType.uint8)
-        items = pairs_of(n)
-        launch(
-            _gemm(scheme, group),
-            *(*operands, panels, *sizes, panel_bytes),
-            items=items,
-            grain=min(4, grain_of(items)),
-        )
+    if tokens > _few_rows()[-1]:
+        _multiply_many(x, weight, scheme, out, accumulate, norm, gated=False)
+        return
+    rows = next(rows for rows in _few_rows() if rows >= tokens)
+    items = blocks_of(n)
+    launch(
+        _gemv(scheme, x_group(scheme, weight.in_features), rows),
+        *_operands(x, weight, scheme, rows, norm),
+        out,
+        *_sizes(x, weight, out, accumulate),
+        items=items,
+        grain=grain_of(items),
+        in_long_runs=True,
+    )
+
+
+def can_gate(x: Tensor, weight: LinearWeight) -> bool:
+    """Whether `linear_codes_gated` takes these."""
+    return x.shape[0] > _few_rows()[-1] and weight.out_features % 32 == 0
+
+
+def linear_codes_gated(x: Tensor, weight: LinearWeight, out: Tensor, norm: Norm) -> None:
+    """silu(gate) * other, where x W^T + bias, with x in int8 groups, is gate and other side by side."""
+    assert weight.scheme is not None
+    _multiply_many(x, weight, weight.scheme, out, False, norm, gated=True)
+
+
+def _multiply_many(
+    x: Tensor,
+    weight: LinearWeight,
+    scheme: Scheme,
+    out: Tensor,
+    accumulate: bool,
+    norm: Norm | None,
+    *,
+    gated: bool,
+) -> None:
+    group, rows = x_group(scheme, weight.in_features), _rows_of_tile()
+    columns = _slice_columns(group)
+    records = columns // group * (group // scheme.group_size + _beside(scheme, group))
+    panel_bytes = 2 * columns * 16 + 2 * records * 64 + (x.shape[0] + rows) * 128
+    operands = _operands(x, weight, scheme, rows, norm)
+    panels = Tensor.empty((num_threads(), panel_bytes), DType.uint8)
+    items = pairs_of(weight.out_features)
+    launch(
+        _gemm(scheme, group, gated),
+        *operands,
+        *(out, panels),
+        *_sizes(x, weight, out, accumulate),
+        panel_bytes,
+        items=items,
+        grain=min(4, grain_of(items)),
+    )
+
+
+def _operands(
+    x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int, norm: Norm | None
+) -> tuple[Tensor, ...]:
+    """What both kinds of kernels read: weights, and x in int8 groups, in tiles of rows."""
+    return weight.data, *scales_of(weight), *_round(x, weight, scheme, rows, norm), bias_of(weight)
+
+
+def _sizes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> tuple[int, ...]:
+    k = padded_columns(weight.in_features)
+    has_bias = int(weight.bias is not None)
+    return x.shape[0], weight.out_features, k, out.strides[0], has_bias, int(accumulate)
 
 
 def _slice_columns(x_group: int) -> int:
@@ -90,7 +145,9 @@ def _rows_of_tile() -> int:
     return 6 if target().at_least("avx512") else 2
 
 
-def _round(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def _round(
+    x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int, norm: Norm | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """x in int8 groups, in tiles of rows: values, scales, sums; see `cpu_round_kernel.round_to_int8`."""
     tokens, width = x.shape
     padded = -(-tokens // rows) * rows
@@ -100,9 +157,10 @@ def _round(x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int) -> tuple[
     scales = Tensor.empty((padded, k // group), DType.float32)
     sums = Tensor.empty((padded, k // scheme.group_size // (2 if pairs else 1)), DType.int32)
     launch(
-        _round_to_int8(scheme.group_size, group, pairs, columns is not None),
-        *(x, x if columns is None else columns, values, scales, sums),
+        _round_to_int8(scheme.group_size, group, pairs, columns is not None, norm is not None),
+        *(x, x if columns is None else columns, x if norm is None else norm.weight, values, scales, sums),
         *(tokens, width, x.strides[0], rows, -scheme.middle if scheme.coding == "middle" else -1),
+        0.0 if norm is None else norm.eps,
         items=padded,
         grain=-(-row_grain(k) // rows) * rows,  # whole tiles: their rows share cache lines
     )
@@ -115,8 +173,16 @@ def _sums_in_pairs(scheme: Scheme) -> bool:
 
 
 @cache
-def _round_to_int8(group: int, x_group: int, pairs: bool, ordered: bool) -> Kernel:
-    return Kernel(ROUND_MODULE, "round_to_int8", GROUP=group, XGROUP=x_group, PAIRS=pairs, ORDERED=ordered)
+def _round_to_int8(group: int, x_group: int, pairs: bool, ordered: bool, norm: bool) -> Kernel:
+    return Kernel(
+        ROUND_MODULE,
+        "round_to_int8",
+        GROUP=group,
+        XGROUP=x_group,
+        PAIRS=pairs,
+        ORDERED=ordered,
+        NORM=norm,
+    )
 
 
 @cache
@@ -132,7 +198,7 @@ def _gemv(scheme: Scheme, x_group: int, rows: int) -> Kernel:
 
 
 @cache
-def _gemm(scheme: Scheme, x_group: int) -> Kernel:
+def _gemm(scheme: Scheme, x_group: int, gated: bool) -> Kernel:
     return Kernel(
         "kuiperllm.ops.linear.cpu_gemm_kernel",
         "gemm_codes",
@@ -141,4 +207,5 @@ def _gemm(scheme: Scheme, x_group: int) -> Kernel:
         BESIDE=_beside(scheme, x_group),
         ROWS=_rows_of_tile(),
         SLICE=_slice_columns(x_group),
+        GATED=gated,
     )

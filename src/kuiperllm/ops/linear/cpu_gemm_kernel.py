@@ -4,7 +4,7 @@ Two blocks of 16 outputs at a time: their codes, a thousand columns of them, are
 scales to float32 in a panel that stays in cache. Then all rows of x pass by, ROWS at a time: sums of a group
 of x stay in registers, those of all groups in scratch memory, and y is written once, when the last columns
 have passed. See `cpu_codes_kernel.py` for the layout of weights and `cpu_round_kernel.py` for that of x. Work
-items are pairs of blocks.
+items are pairs of blocks: neighbours or, if one gates the other, those that meet in the same columns of y.
 """
 
 import numpy as np
@@ -34,6 +34,7 @@ from kuiperllm.backends.cpu.simd import (
     to_i32,
     u8p,
     u16p,
+    unrelated,
     zeros,
 )
 from kuiperllm.backends.cpu.unroll import inline, registers, unroll
@@ -52,12 +53,14 @@ from kuiperllm.ops.linear.cpu_codes_kernel import (
     quad,
 )
 from kuiperllm.ops.linear.cpu_output_kernel import start_value, write
+from kuiperllm.ops.silu_mul.cpu_kernel import gated
 
 # Template parameters beside those of the scheme.
 XGROUP = 64  # columns of x that share a scale
 BESIDE = 0  # vectors of a record beside its scales
 ROWS = 6  # rows of x in a register tile
 SLICE = 1024  # columns of a panel, whole XGROUPs
+GATED = False  # the rows of W are a gate's and as many others: y is silu(gate) * other
 
 
 @inline
@@ -93,6 +96,22 @@ def expand_records(scales, supers, panel, block, k, first, columns):
             store(panel, beside + count * 8, load_super(supers, block, group, k, 16))
 
 
+@inline
+def finish(sums, bias, y, row, rows, pair, n, stride, has_bias, accumulate):
+    """Sums of a tile to y."""
+    for r in range(rows):
+        yr = offset(y, (row + r) * stride)
+        if GATED:
+            gate = add(start_value(bias, yr, pair * 16, n, has_bias, 0), load(sums, r * 32))
+            other = add(start_value(bias, yr, n // 2 + pair * 16, n, has_bias, 0), load(sums, r * 32 + 16))
+            store(yr, pair * 16, gated(gate, other))
+        else:
+            for b in range(2 if pair * 32 + 16 < n else 1):
+                column = pair * 32 + b * 16
+                before = start_value(bias, yr, column, n, has_bias, accumulate)
+                write(yr, column, n, add(before, load(sums, r * 32 + b * 16)))
+
+
 def gemm_codes(
     w: u8p, scales: u8p, supers: u16p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p, scratch: u8p,
     m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, scratch_bytes: int,
@@ -109,7 +128,7 @@ def gemm_codes(
         for first in range(0, k, SLICE):
             columns = min(SLICE, k - first)
             for b in unroll(2):
-                block[b] = min(2 * pair + b, last)
+                block[b] = pair + b * (n // 32) if GATED else min(2 * pair + b, last)
                 code[b] = offset(w, (block[b] * k + first) * BITS * 2)
                 if BITS < 8:
                     expand_codes(code[b], offset(panel, b * SLICE * 16), columns)
@@ -118,6 +137,7 @@ def gemm_codes(
                 expand_records(scales, supers, records[b], block[b], k, first, columns)
             for row in range(0, m, ROWS):
                 sums = offset(all_sums, row * 32)
+                new_sums = unrelated(sums)  # else they are kept in registers, which are too few, and spilled
                 x = offset(xq, row * k + first * ROWS)
                 x_scales = offset(xs, (row * k + first * ROWS) // XGROUP)
                 z = offset(xz, (row * k + first * ROWS) // GROUP)
@@ -126,8 +146,8 @@ def gemm_codes(
                 part, dot = registers(ROWS, 2), registers(ROWS, 2)
                 if first + columns == k:  # lines of y miss the caches, and stores wait for each other
                     for r in unroll(ROWS):
-                        prefetch_for_write(y, (row + r) * stride + 32 * pair)
-                        prefetch_for_write(y, (row + r) * stride + 32 * pair + 16)
+                        for b in unroll(1 if GATED else 2):
+                            prefetch_for_write(y, (row + r) * stride + (16 if GATED else 32) * pair + 16 * b)
                 if first == 0:
                     for r in unroll(ROWS):
                         for b in unroll(2):
@@ -191,14 +211,10 @@ def gemm_codes(
                             x_scale = broadcast(x_scales, p * ROWS + r)
                             for b in unroll(2):
                                 to = r * 32 + b * 16
-                                store(sums, to, fma(part[r, b], x_scale, load(sums, to)))
+                                store(new_sums, to, fma(part[r, b], x_scale, load(sums, to)))
                 if XGROUP == GROUP:
                     for r in unroll(ROWS):
                         for b in unroll(2):
                             store(sums, r * 32 + b * 16, part[r, b])
                 if first + columns == k:
-                    for r in range(row, min(row + ROWS, m)):
-                        for b in range(2 if 2 * pair < last else 1):
-                            yr, column = offset(y, r * stride), (2 * pair + b) * 16
-                            before = start_value(bias, yr, column, n, has_bias, accumulate)
-                            write(yr, column, n, add(before, load(sums, (r - row) * 32 + b * 16)))
+                    finish(sums, bias, y, row, min(ROWS, m - row), pair, n, stride, has_bias, accumulate)

@@ -1,4 +1,7 @@
-"""CPU kernels that round the rows of x before they are multiplied: to int8 groups, or to bfloat16."""
+"""CPU kernels that round the rows of x before they are multiplied: to int8 groups, or to bfloat16.
+
+What is rounded to int8 groups can be normalized on the way (Zhang and Sennrich 2019, arXiv:1910.07467).
+"""
 
 import numpy as np
 
@@ -29,31 +32,41 @@ from kuiperllm.backends.cpu.simd import (
     zeros,
 )
 from kuiperllm.backends.cpu.unroll import inline
+from kuiperllm.ops.rms_norm.cpu_kernel import inverse_rms
 
 # Template parameters.
 GROUP = 64  # columns whose weights share a scale
 XGROUP = 64  # columns of x that share one
 PAIRS = False  # sums are pairs of int16
 ORDERED = False  # the columns of W are stored in another order
+NORM = False  # rows are normalized first
 
 TINIEST = 1e-30  # groups of x that reach no further are zeros
 
 
 @inline
-def load_x(x, columns, j, width):
-    """16 elements of a row as W has its columns; zeros behind its end."""
-    if j >= width:
-        return zeros()
+def load_columns(x, columns, j):
+    """16 elements as W has its columns."""
     if ORDERED:
         return gather(x, load_i32(columns, j))
     return load(x, j)
 
 
+@inline
+def load_x(x, columns, norm, factor, j, width):
+    """16 elements of a row as they are to be multiplied; zeros behind its end."""
+    if j >= width:
+        return zeros()
+    if NORM:
+        return mul(mul(load_columns(x, columns, j), factor), load_columns(norm, columns, j))
+    return load_columns(x, columns, j)
+
+
 def round_to_int8(
-    x: f32p, columns: i32p, xq: i8p, xs: f32p, xz: i32p, m: int, width: int, stride: int, rows: int,
-    factor: int, begin, end, thread,
+    x: f32p, columns: i32p, norm: f32p, xq: i8p, xs: f32p, xz: i32p, m: int, width: int, stride: int,
+    rows: int, middle: int, eps: float, begin, end, thread,
 ):  # fmt: skip
-    """m rows of x to int8 groups: values xq, scales xs, and xz, `factor` times the sum of each GROUP columns.
+    """m rows of x to int8 groups: values xq, scales xs, and xz, `middle` times the sum of each GROUP columns.
 
     Tiles of `rows` rows lie side by side: xq is [tiles][k/4][rows][4], xs [tiles][k/XGROUP][rows] and xz
     [tiles][k/GROUP][rows], as PAIRS [tiles][k/GROUP/2][rows][2], where k is `width`, a multiple of 16,
@@ -65,11 +78,13 @@ def round_to_int8(
         xr, quads = offset(x, row * stride), offset(xq, tile * k * rows + r * 4)
         scales = offset(xs, tile * (k // XGROUP) * rows + r)
         sums = offset(xz, tile * (k // GROUP // (2 if PAIRS else 1)) * rows + r)
-        known = width if row < m else 0
+        known, factor = width if row < m else 0, zeros()
+        if NORM and row < m:
+            factor = splat(inverse_rms(xr, width, eps))
         for first in range(0, k, XGROUP):
             top, poison = zeros(), zeros()
             for j in range(first, first + XGROUP, 16):
-                v = load_x(xr, columns, j, known)
+                v = load_x(xr, columns, norm, factor, j, known)
                 top, poison = vmax(vabs(v), top), fma(v, zeros(), poison)
             largest = max_lanes(top)
             inverse = splat(np.float32(127) / largest if largest > np.float32(TINIEST) else np.float32(0))
@@ -78,10 +93,10 @@ def round_to_int8(
             for g in range(first // GROUP, (first + XGROUP) // GROUP):
                 total = splat_i32(np.int32(0))
                 for j in range(g * GROUP, g * GROUP + GROUP, 16):
-                    q = round_to_i32(mul(load_x(xr, columns, j, known), inverse))
+                    q = round_to_i32(mul(load_x(xr, columns, norm, factor, j, known), inverse))
                     store_quads(quads, j * rows, q, rows * 4)
                     total = add_i32(total, q)
-                value = np.int32(factor) * sum_lanes_i32(total)
+                value = np.int32(middle) * sum_lanes_i32(total)
                 if PAIRS:
                     as_u16p(sums)[g // 2 * rows * 2 + g % 2] = np.uint16(value & 0xFFFF)
                 else:
@@ -100,4 +115,4 @@ def take_columns(x: f32p, columns: i32p, to: f32p, width: int, k: int, stride: i
     """Rows of x as W has its columns, padded with zeros to k elements; k is a multiple of 16."""
     for row in range(begin, end):
         for j in range(0, k, 16):
-            store(to, row * k + j, load_x(offset(x, row * stride), columns, j, width))
+            store(to, row * k + j, load_x(offset(x, row * stride), columns, x, zeros(), j, width))

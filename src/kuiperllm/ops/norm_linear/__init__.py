@@ -132,7 +132,9 @@ SHAPES: tuple[tuple[str | Scheme, int, int, int, bool], ...] = (
     (SCHEMES["q8-g128"], 19, 80, 256, True),
     (SCHEMES["q4-g32"], 2, 66, 1024, True),
     (SCHEMES["q4-g128-zeros"], 1, 70, 384, False),
+    (SCHEMES["q4-g32"], 19, 96, 1280, True),
     (SCHEMES["q4-k"], 8, 34, 768, False),
+    (SCHEMES["q4-k"], 37, 64, 512, False),
     (SCHEMES["q6-k"], 1, 90, 512, True),
     (SCHEMES["f8-g128"], 3, 40, 256, False),
 )
