@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from live import Live
 
 from kuiperllm.engine.async_llm import AsyncLLM
+from kuiperllm.engine.runner import Launched, Runner
 from kuiperllm.server.config import ServerConfig
 from tiny_models import BASE, random_weights, write_checkpoint
 
@@ -40,6 +42,18 @@ def _nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "live" in request.fixturenames:
         request.getfixturevalue("live").assert_idle()
+
+
+@pytest.fixture
+def slow_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps take as long as a small real model's: what is long is under way while a test looks at it."""
+    wait = Runner.wait
+
+    def wait_longer(runner: Runner, launched: Launched) -> list[int]:
+        time.sleep(0.001)
+        return wait(runner, launched)
+
+    monkeypatch.setattr(Runner, "wait", wait_longer)
 
 
 @pytest.fixture
