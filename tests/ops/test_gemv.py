@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from kuiperllm.backends.cuda.launch import chip
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.cases import ROUNDING
-from kuiperllm.ops.linear import LinearWeight, gemv_codes_plan
-from kuiperllm.ops.linear.gemv import gemv, gemv_merge, run
+from kuiperllm.ops.linear import LinearWeight, WeightFormat, gemv_codes_plan
+from kuiperllm.ops.linear.gemv import gemv, gemv_merge, run, suits_gemv
 from kuiperllm.ops.linear.gemv_plan import candidates, make_plan, plan
 from kuiperllm.ops.linear.gemv_problem import MAX_GEMV_ROWS, Problem
 from kuiperllm.quant import QuantTensor, Scheme, q4, q8
@@ -376,6 +376,15 @@ def test_plans_are_those_that_were_measured(
 
 
 SMALL = {"multiprocessors": 82, "max_shared_bytes": 101_376, "shared_bytes_per_multiprocessor": 102_400}
+
+
+@pytest.mark.parametrize(
+    ("format", "most"),
+    [(DType.bfloat16, 4), (DType.float16, 4), (DType.float32, 8), (q8(64), 8), (q4(32), 8)],
+)
+def test_how_many_rows_are_few(format: WeightFormat, most: int, cuda: Device) -> None:
+    weight = LinearWeight.empty(format, 16, 64, device=cuda)
+    assert [rows for rows in range(1, 20) if suits_gemv(rows, weight)] == list(range(1, most + 1))
 
 
 @pytest.mark.parametrize("facts", [H200, SMALL], ids=["228-KiB", "100-KiB"])

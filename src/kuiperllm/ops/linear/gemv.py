@@ -15,12 +15,23 @@ from kuiperllm.ops.linear.weight import LinearWeight, WeightFormat
 from kuiperllm.ops.rms_norm import rms_norm
 from kuiperllm.quant import Scheme
 
-__all__ = ["MAX_GEMV_ROWS", "gemv", "gemv_merge"]
+__all__ = ["gemv", "gemv_merge", "suits_gemv"]
 
 _ALIGNMENT = 16
 _ANY_SOURCE = Path(__file__).with_name("gemv_any.cu")
 _MERGE_SOURCE = Path(__file__).with_name("merge_splits.cu")
 _ANY_WARPS = 8
+_MOST_ROWS_OF_16_BITS = 4
+
+
+def suits_gemv(rows: int, weight: LinearWeight) -> bool:
+    """Whether a product with so many rows of x is faster as a GEMV than as a GEMM.
+
+    Both read the matrix once. A GEMM has codes to expand, which takes longer than eight rows do; of 16 bits
+    it is the faster one from five rows on.
+    """
+    is_wide = weight.scheme is None and weight.format in (DType.bfloat16, DType.float16)
+    return rows <= (_MOST_ROWS_OF_16_BITS if is_wide else MAX_GEMV_ROWS)
 
 
 def gemv(

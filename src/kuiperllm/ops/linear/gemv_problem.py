@@ -13,7 +13,7 @@ from kuiperllm.ops.linear.weight import WeightFormat
 from kuiperllm.quant import Scheme
 
 MAX_GEMV_ROWS = 8
-"""Up to so many rows of x, a product is limited by reading the matrix, and is a GEMV's; beyond, a GEMM's."""
+"""Of x: more than the kernels take are a GEMM's."""
 
 WARPS = 8
 THREADS = 32 * WARPS

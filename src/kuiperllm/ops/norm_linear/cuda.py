@@ -7,7 +7,7 @@ from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.dispatch import no_kernel
 from kuiperllm.ops.linear import LinearWeight
 from kuiperllm.ops.linear.gemm import gemm
-from kuiperllm.ops.linear.gemv import MAX_GEMV_ROWS, gemv
+from kuiperllm.ops.linear.gemv import gemv, suits_gemv
 from kuiperllm.ops.rms_norm import rms_norm
 
 DTYPES = ACTIVATIONS
@@ -22,7 +22,7 @@ def norm_linear(x: Tensor, norm_weight: Tensor, eps: float, weight: LinearWeight
     if out.dtype not in (x.dtype, DType.float32):
         why = f"results of {x.dtype} activations are {x.dtype} or float32, not {out.dtype}"
         raise no_kernel("norm_linear", str(x.device), {"cuda": why})
-    if x.shape[0] <= MAX_GEMV_ROWS:
+    if suits_gemv(x.shape[0], weight):
         gemv(x, weight, out, norm_weight=norm_weight, eps=eps)
     else:
         gemm(rms_norm(x, norm_weight, eps), weight, out)

@@ -6,7 +6,7 @@ from kuiperllm.core import Tensor
 from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.linear import LinearWeight
 from kuiperllm.ops.linear.gemm import gemm
-from kuiperllm.ops.linear.gemv import MAX_GEMV_ROWS, gemv
+from kuiperllm.ops.linear.gemv import gemv, suits_gemv
 from kuiperllm.ops.rms_norm import rms_norm
 
 DTYPES = ACTIVATIONS
@@ -14,7 +14,7 @@ DTYPES = ACTIVATIONS
 
 def norm_swiglu(x: Tensor, norm_weight: Tensor, eps: float, weight: LinearWeight, out: Tensor) -> None:
     """Normalize the rows of x [T, K], multiply, and gate."""
-    if x.shape[0] <= MAX_GEMV_ROWS:
+    if suits_gemv(x.shape[0], weight):
         gemv(x, weight, out, norm_weight=norm_weight, eps=eps, swiglu=True)
     else:
         gemm(rms_norm(x, norm_weight, eps), weight, out, swiglu=True)

@@ -24,12 +24,11 @@ from kuiperllm.ops.attention.cuda_decode import (
 from kuiperllm.ops.attention.cuda_layout import decodes_on_tensor_cores, lanes
 from kuiperllm.ops.contract import ACTIVATIONS
 from kuiperllm.ops.linear import LinearWeight, linear
-from kuiperllm.ops.linear.gemv import gemv_merge
+from kuiperllm.ops.linear.gemv import gemv_merge, suits_gemv
 
 DTYPES = ACTIVATIONS
 
 _ROPE_WRITE = Path(__file__).with_name("rope_write.cu")
-_MOST_FUSED = 8  # sequences: more are better served by matrix products
 _MOST_PARTS = 16  # that the product's prologue puts together; it reads all of them in every block
 _FEW_PARTS = 8  # that suffice up to `_MIDDLE_CONTEXT`
 _MIDDLE_CONTEXT = 2048
@@ -58,7 +57,8 @@ def self_attention(
     if not tokens:
         return
     newest = Newest(cos_sin, q_norm, k_norm, eps)
-    if batch.max_query_len == 1 and tokens == batch.seq_lens.shape[0] and tokens <= _MOST_FUSED:
+    is_decode_step = batch.max_query_len == 1 and tokens == batch.seq_lens.shape[0]
+    if is_decode_step and suits_gemv(tokens, projection):
         _decode(qkv, residual, cache, batch, projection, newest, scale)
         return
     kv_heads, head_dim = cache.num_kv_heads, cache.head_dim
