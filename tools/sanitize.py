@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from kuiperllm.ops.cases import Case, all_cases
 from kuiperllm.ops.dispatch import implementation
 
 _LARGE_BYTES = 4 << 20
+_MOST_PLACES = 20
 
 
 def cases(dtype: DType) -> list[Case]:
@@ -72,6 +74,12 @@ def prepare(dtype: DType) -> None:
     compile_all(list(kernels), device)
 
 
+def places(log: str) -> Counter[str]:
+    """Where in kernels something was found, each with how often; addresses are left out."""
+    lines = re.findall(r"^=+ +(.*\+0x[0-9a-f]+.*)$", log, re.MULTILINE)
+    return Counter(re.sub(r"\+0x[0-9a-f]+", "", line).strip() for line in lines)
+
+
 def main() -> int:
     """Start the processes, and add up what they say; the exit code is 1 if something was found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -103,6 +111,7 @@ def main() -> int:
                 started.append((tool, log, process))
         for tool in options.tools:
             done = total = findings = 0
+            found: Counter[str] = Counter()
             for _, log, process in (item for item in started if item[0] == tool):
                 process.wait()
                 text = log.read_text()
@@ -110,10 +119,13 @@ def main() -> int:
                     done, total = done + int(match[1]), total + int(match[2])
                 summaries = re.findall(r"SUMMARY: (\d+) (?:errors?|hazards?)", text)
                 findings += sum(map(int, summaries))
+                found += places(text)
                 if process.returncode or not summaries:
                     is_clean = False
                     print(f"--- {log.name}, exit code {process.returncode}\n{text[-3000:]}")
             is_clean = is_clean and findings == 0
+            for place, count in found.most_common(_MOST_PLACES):
+                print(f"{tool}: {count:4} times {place}")
             print(
                 f"{tool}: {findings} findings in {done} of {total} cases with {dtype} activations", flush=True
             )
