@@ -1,7 +1,8 @@
 """CPU kernel that multiplies a few rows of x (decode) by a quantized matrix, which it reads once.
 
 Codes are taken apart in registers on their way to the int8 dot product, while memory delivers the next ones.
-A thread reads one block after the other: with several at a time, memory delivers less.
+A thread reads one block after the other: with several at a time, memory delivers less. It asks for lines ahead
+one by one, between the dot products: several together are slower.
 See `cpu_codes_kernel.py` for the layout of weights and `cpu_round_kernel.py` for that of x. Work items are
 blocks of 16 outputs.
 """
@@ -90,11 +91,10 @@ def gemv_codes(
                             part[r] = fma(total, load_number(scales, at + 16), part[r])
                     for column in range(j, j + step, 32):
                         chunk = chunk_at(column)
-                        if h == 0:
-                            for line in unroll((STREAM + 63) // 64):
-                                prefetch(wb, column // 32 * STREAM + AHEAD + line * 64)
                         for q in range(h * 4, h * 4 + (4 if GROUP == 16 else 8), CHAINS):
                             for c in unroll(CHAINS):
+                                if (q + c) * 64 < STREAM:
+                                    prefetch(wb, column // 32 * STREAM + AHEAD + (q + c) * 64)
                                 v = quad(wb, chunk, q + c)
                                 for r in unroll(ROWS):
                                     x = broadcast_4bytes(xq, (column + (q + c) * 4) * ROWS + r * 4)
