@@ -1,8 +1,8 @@
 """CPU kernel that multiplies a few rows of x (decode) by a quantized matrix, which it reads once.
 
 Codes are taken apart in registers on their way to the int8 dot product, while memory delivers the next ones.
-A thread reads one block after the other: with several at a time, memory delivers less. It asks for lines ahead
-one by one, between the dot products: several together are slower.
+A thread reads one block after the other: with several at a time, memory delivers less. It asks for lines
+ahead one by one, between the dot products: several together are slower.
 See `cpu_codes_kernel.py` for the layout of weights and `cpu_round_kernel.py` for that of x. Work items are
 blocks of 16 outputs.
 """
