@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import ml_dtypes
@@ -55,6 +56,63 @@ def test_blocks_of_gguf_files(known: Any) -> None:
     raw = known.pack(random_tensor(np.random.default_rng(5), known.kind, 50, 512))
     tensor = known.unpack(raw.reshape(-1), (50, 512))
     np.testing.assert_array_equal(unpacked(LinearWeight.pack(tensor)), tensor.dequantize())
+
+
+SUPER_BLOCKS = [
+    Scheme(2, 16, DType.int8, "minimum"),
+    Scheme(3, 16, DType.int8),
+    Scheme(4, 32, DType.int8, "minimum"),
+    Scheme(4, 16, DType.int8, "minimum"),
+    Scheme(4, 64, DType.int8, "minimum"),
+    Scheme(5, 32, DType.int8, "minimum"),
+    Scheme(6, 16, DType.int8),
+    Scheme(8, 32, DType.int8),
+]
+
+
+def any_multipliers(scheme: Scheme, rows: int, columns: int) -> QuantTensor:
+    """A matrix with super-blocks in which every multiplier that the scheme has occurs."""
+    rng = np.random.default_rng(8)
+    tensor = random_tensor(rng, scheme, rows, columns)
+    (least, most), shape = scheme.multipliers, tensor.scales.shape
+    scales = rng.integers(least, most + 1, shape).astype(np.int8)
+    zeros = None if tensor.zeros is None else rng.integers(0, most + 1, shape).astype(np.int8)
+    return dataclasses.replace(tensor, scales=scales, zeros=zeros)
+
+
+@pytest.mark.parametrize("scheme", SUPER_BLOCKS, ids=lambda s: f"{s}, {s.coding}")
+def test_multipliers_of_super_blocks_keep_all_their_bits(scheme: Scheme) -> None:
+    tensor = any_multipliers(scheme, 150, 512)
+    weight = LinearWeight.empty(scheme, 118, 512)
+    weight.write_rows(80, tensor[112:150])
+    weight.write_rows(0, tensor[0:80])
+    expected = np.concatenate([tensor[0:80].dequantize(), tensor[112:150].dequantize()])
+    np.testing.assert_array_equal(unpacked(weight), expected)
+
+
+@pytest.mark.parametrize("scheme", SUPER_BLOCKS, ids=lambda s: f"{s}, {s.coding}")
+@pytest.mark.parametrize("tokens", [1, 3, 40])
+def test_products_of_super_blocks(scheme: Scheme, tokens: int) -> None:
+    """Sums of x meet the minimums of their own groups: an order of groups that is not theirs shows here."""
+    tensor = any_multipliers(scheme, 40, 768)
+    x = np.random.default_rng(9).uniform(-1, 1, (tokens, 768)).astype(np.float32)
+    x *= np.repeat(np.random.default_rng(10).uniform(0, 1, (1, 48)), 16, axis=1).astype(np.float32)
+    given = rounding(scheme, tokens, 768)
+    assert given is not None
+    rounded = round_to_groups(x, given) if isinstance(given, int) else x.astype(ml_dtypes.bfloat16)
+    w = tensor.dequantize().astype(np.float64)
+    y = linear(Tensor.from_numpy(x), LinearWeight.pack(tensor)).numpy()
+    reach = np.abs(rounded.astype(np.float64)) @ np.abs(w).T
+    tolerance = 1e-5 if isinstance(given, int) else 1e-2  # codes are expanded to bfloat16 as well
+    assert (np.abs(y - rounded.astype(np.float64) @ w.T) <= tolerance * reach).all()
+
+
+def test_super_blocks_take_no_more_memory_than_in_a_file() -> None:
+    for known in GGML:
+        scheme = known.kind
+        if scheme.has_super_blocks and scheme.bits != 3:  # Q3_K's multipliers have 6 bits there, 8 here
+            raw = known.pack(random_tensor(np.random.default_rng(5), scheme, 32, 512))
+            assert LinearWeight.empty(scheme, 32, 512).nbytes == raw.nbytes
 
 
 def test_rows_in_pieces_and_rows_of_a_larger_matrix() -> None:

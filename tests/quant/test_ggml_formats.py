@@ -9,7 +9,7 @@ from gguf.quants import dequantize, quantize
 
 from kuiperllm.core.dtype import DType
 from kuiperllm.errors import DTypeError, ShapeError, UnsupportedError
-from kuiperllm.quant import Codes, QuantTensor, q8
+from kuiperllm.quant import Codes, QuantTensor, Scheme, q8
 from kuiperllm.quant.codes import BYTES
 from kuiperllm.quant.ggml import find_format, formats
 
@@ -177,3 +177,10 @@ def test_unknown_type_is_named_and_the_known_ones_listed(number, name):
 def test_kinds_state_what_is_unpacked():
     assert of_name("Q8_0").kind == q8(32)
     assert of_name("BF16").kind is DType.bfloat16
+
+
+@pytest.mark.parametrize("group_size", [128, 256])
+def test_minimums_of_super_blocks_come_in_fours(group_size: int) -> None:
+    with pytest.raises(UnsupportedError, match="no such way of quantizing"):
+        Scheme(4, group_size, DType.int8, "minimum")
+    assert Scheme(6, group_size, DType.int8).has_super_blocks

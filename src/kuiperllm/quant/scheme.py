@@ -28,7 +28,8 @@ class Scheme:
     group_size: int
     """Neighbouring columns that share a scale (and a zero point or minimum)."""
     scale: DType = DType.float16
-    """float16 or float32; or int8: a multiplier of a float16 scale that `SUPER_BLOCK` columns share."""
+    """float16 or float32; or int8: a multiplier of a float16 scale that `SUPER_BLOCK` columns share, which
+    are at least four groups where there are minimums."""
     coding: Coding = "middle"
     """What a code c of a group with the scale s stands for:
 
@@ -44,6 +45,7 @@ class Scheme:
             or self.group_size < 1
             or self.scale not in (DType.float16, DType.float32, DType.int8)
             or (self.scale is DType.int8 and (SUPER_BLOCK % self.group_size or self.coding == "zeros"))
+            or (self.scale is DType.int8 and self.coding == "minimum" and self.group_size > SUPER_BLOCK // 4)
             or (self.coding == "e4m3" and (self.bits != 8 or self.scale is DType.int8))
         ):
             raise UnsupportedError(f"there is no such way of quantizing: {self!r}")

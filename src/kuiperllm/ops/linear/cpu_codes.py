@@ -9,7 +9,7 @@ from kuiperllm.backends.cpu.features import target
 from kuiperllm.backends.cpu.jit import Kernel
 from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
-from kuiperllm.ops.linear.cpu_pack import padded_columns
+from kuiperllm.ops.linear.cpu_pack import padded_columns, scheme_parameters
 from kuiperllm.ops.linear.cpu_work import (
     ROUND_MODULE,
     bias_of,
@@ -18,7 +18,6 @@ from kuiperllm.ops.linear.cpu_work import (
     pairs_of,
     row_grain,
     scales_of,
-    scheme_parameters,
 )
 from kuiperllm.ops.linear.weight import LinearWeight
 from kuiperllm.quant import SUPER_BLOCK, Scheme
@@ -113,7 +112,7 @@ def _operands(
     x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int, norm: Norm | None
 ) -> tuple[Tensor, ...]:
     """What both kinds of kernels read: weights, and x in int8 groups, in tiles of rows."""
-    return weight.data, *scales_of(weight), *_round(x, weight, scheme, rows, norm), bias_of(weight)
+    return weight.data, scales_of(weight), *_round(x, weight, scheme, rows, norm), bias_of(weight)
 
 
 def _sizes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> tuple[int, ...]:

@@ -10,7 +10,18 @@ rows, a byte for each code, row by row. With quads 0 to 7 of a chunk, vectors of
     1 bit     quads 0 to 7, at bits 0 to 7
 
 and 3, 5 and 6 bits are planes of 2 + 1, 4 + 1 and 4 + 2 bits. Groups have records of 16 scales, one for each
-row, or of 16 scales and 16 zero points or minimums: [N/16][K/GROUP][1|2][16]; super-blocks likewise.
+row, or of 16 scales and 16 zero points or minimums: [N/16][K/GROUP][1|2][16].
+
+With super-blocks these are not an array of their own: each 256 columns of a block are one piece, so that a
+thread reads a single stream. Behind its codes a piece has what its groups are multiplied by, then 16 float16
+scales of that, and with minimums 16 float16 scales of those:
+
+    no minimums                int8 [groups][16]
+    minimums and 2-bit codes   for every 4 groups one vector; byte j of a lane: the scale of group j in the
+                               low 4 bits, its minimum in the others
+    minimums, else             for every 8 groups three vectors, of which byte j of a lane has in its low 6
+                               bits the scale of group j, that of group 4 + j, and the minimum of group j;
+                               the minimum of group 4 + j is spread over their top bits, the lowest two first
 """
 
 import numpy as np
@@ -26,6 +37,7 @@ from kuiperllm.backends.cpu.simd import (
     load_i8,
     load_i32,
     mul,
+    offset,
     or_i32,
     pair_bf16,
     shl,
@@ -46,6 +58,10 @@ BITS = 8
 GROUP = 64  # columns that share a scale
 SCALE = 0  # HALF, FLOAT, or BYTE: int8, with a float16 number for each super-block
 CODING = 0  # MIDDLE, ZEROS, MINIMUM or E4M3
+
+# Template parameter that follows from them: bytes of a block for every 32 columns, without records of groups
+# that are an array of their own.
+STREAM = 512
 
 # Template parameter: whether codes are expanded to pairs of bfloat16, else to float32.
 PAIRS = False
@@ -76,42 +92,88 @@ def quad(w, chunk, q):
 @inline
 def bits_of_plane(w, at, low, mask, to):
     """The bits of a vector from bit `low` of each byte on, moved to bit `to`."""
-    bits = and_i32(shr(load_i32(w, at), np.int32(low)), splat_i32(np.int32(mask)))
-    return shl(bits, np.int32(to))
+    return shl(masked(shr(load_i32(w, at), np.int32(low)), mask), np.int32(to))
+
+
+@inline
+def chunk_at(column):
+    """Where the chunk of a column, a multiple of 32, lies in its block, in bytes."""
+    if SCALE == BYTE:
+        return column // SUPER * (8 * STREAM) + column % SUPER * BITS * 2
+    return column * BITS * 2
 
 
 @inline
 def load_number(numbers, index):
-    """16 scales, zero points or minimums as they are stored; of int8, the multipliers."""
+    """16 scales, zero points or minimums as they are stored."""
     if SCALE == HALF:
         return load_f16(as_u16p(numbers), index)
-    if SCALE == FLOAT:
-        return load(as_f32p(numbers), index)
-    return to_f32(load_i8(as_i8p(numbers), index))
+    return load(as_f32p(numbers), index)
 
 
 @inline
-def pair_of_minimums(scales, at):
-    """The minimums of the group whose record begins at `at` and of the next one, as pairs of int16."""
-    low = and_i32(load_i8(as_i8p(scales), at + 16), splat_i32(np.int32(0xFFFF)))
-    return or_i32(low, shl(load_i8(as_i8p(scales), at + 48), np.int32(16)))
-
-
-@inline
-def load_super(supers, block, group, k, second):
-    """Scales of the scales of a group's super-block, or with `second` = 16 of what is beside them."""
-    record = 16 if CODING == MIDDLE else 32
-    return load_f16(as_u16p(supers), (block * (k // SUPER) + group * GROUP // SUPER) * record + second)
-
-
-@inline
-def load_scaled(numbers, supers, block, group, k, second):
+def load_scaled(w, scales, block, group, k, second):
     """Scales of a group of a block of k columns, or with `second` = 16 what is beside them, in float32."""
-    record = 32 if CODING == ZEROS or CODING == MINIMUM else 16
-    number = load_number(numbers, (block * (k // GROUP) + group) * record + second)
     if SCALE == BYTE:
-        number = mul(number, load_super(supers, block, group, k, second))
-    return number
+        column = group * GROUP
+        piece = offset(w, block * (k // 32) * STREAM + column // SUPER * (8 * STREAM))
+        within = column % SUPER // GROUP
+        if second:
+            return mul(to_f32(minimum_of(piece, within)), load_super(piece, second))
+        return mul(multiplier_of(piece, within), load_super(piece, second))
+    record = 32 if CODING == ZEROS or CODING == MINIMUM else 16
+    return load_number(scales, (block * (k // GROUP) + group) * record + second)
+
+
+# --- super-blocks: what is behind the codes of a piece ------------------------------------------------------
+
+
+@inline
+def load_super(piece, second):
+    """Scales of the scales of a piece, or with `second` = 16 of its minimums."""
+    record = 16 if CODING == MIDDLE else 32
+    return load_f16(as_u16p(offset(piece, 8 * STREAM - 2 * record)), second)
+
+
+@inline
+def multiplier_of(piece, g):
+    """What the scale of group g is multiplied by, in float32."""
+    records = SUPER * BITS * 2
+    if CODING == MIDDLE:
+        return to_f32(load_i8(as_i8p(piece), records + g * 16))
+    shift = np.int32(g % 4 * 8)
+    if BITS == 2:
+        return to_f32(masked(shr(load_i32(piece, records + g // 4 * 64), shift), 0x0F))
+    return to_f32(masked(shr(load_i32(piece, records + g // 8 * 192 + g % 8 // 4 * 64), shift), 0x3F))
+
+
+@inline
+def pair_of_minimums(piece, p):
+    """What the minimums of two groups are multiplied by, as pairs of int16.
+
+    Pairs 0 and 1 of every four groups are groups 0 and 2, and 1 and 3: bytes two apart.
+    """
+    records, shift = SUPER * BITS * 2, np.int32(p % 2 * 8)
+    if BITS == 2:
+        return masked(shr(load_i32(piece, records + p // 2 * 64), shift + np.int32(4)), 0x000F000F)
+    first = records + p // 4 * 192
+    minimums = load_i32(piece, first + 128)
+    if p % 4 >= 2:
+        low = masked(shr(load_i32(piece, first), np.int32(6)), 0x03030303)
+        middle = masked(shr(load_i32(piece, first + 64), np.int32(4)), 0x0C0C0C0C)
+        minimums = or_i32(or_i32(low, middle), masked(shr(minimums, np.int32(2)), 0x30303030))
+    return masked(shr(minimums, shift), 0x003F003F)
+
+
+@inline
+def minimum_of(piece, g):
+    """What the minimum of group g is multiplied by."""
+    return masked(shr(pair_of_minimums(piece, g // 4 * 2 + g % 2), np.int32(g % 4 // 2 * 16)), 0xFFFF)
+
+
+@inline
+def masked(bits, mask):
+    return and_i32(bits, splat_i32(np.int32(mask)))
 
 
 # --- floating point ---------------------------------------------------------------------------------------
@@ -140,22 +202,23 @@ def weight_of(number, scale, zero):
 
 
 @inline
-def expand_weights(w, scales, supers, panel, block, k, first, after):
+def expand_weights(w, scales, panel, block, k, first, after):
     """Columns `first` to `after` of a block: float32 [columns][16], or bfloat16 [columns/2][16][2].
 
     `panel` points to such elements; `first` and `after` are multiples of 32.
     """
     weight = registers(4)
+    wb = offset(w, block * (k // 32) * STREAM)
     for column in range(first, after, 32):
         for half in range(2 if GROUP == 16 else 1):
             group = column // GROUP + half
-            scale, zero = load_scaled(scales, supers, block, group, k, 0), zeros()
+            scale, zero = load_scaled(w, scales, block, group, k, 0), zeros()
             if CODING == MIDDLE:
                 zero = splat(np.float32(1 << (BITS - 1)))
             if CODING == ZEROS or CODING == MINIMUM:
-                zero = load_scaled(scales, supers, block, group, k, 16)
+                zero = load_scaled(w, scales, block, group, k, 16)
             for q in range(4 if GROUP == 16 else 8):
-                codes = quad(w, (block * k + column) * BITS * 2, half * 4 + q)
+                codes = quad(wb, chunk_at(column), half * 4 + q)
                 for c in unroll(4):
                     weight[c] = weight_of(number_of(codes, c), scale, zero)
                 to = (column - first + half * 16 + q * 4) * 16

@@ -10,6 +10,7 @@ from kuiperllm.backends.cpu.features import target
 from kuiperllm.backends.cpu.jit import Kernel
 from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
+from kuiperllm.ops.linear.cpu_pack import scheme_parameters
 from kuiperllm.ops.linear.cpu_work import (
     ROUND_MODULE,
     bias_of,
@@ -19,7 +20,6 @@ from kuiperllm.ops.linear.cpu_work import (
     pairs_of,
     row_grain,
     scales_of,
-    scheme_parameters,
 )
 from kuiperllm.ops.linear.weight import LinearWeight, WeightFormat
 from kuiperllm.quant import Scheme
@@ -38,7 +38,7 @@ def linear_float(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool)
     n, format = weight.out_features, weight.format
     sizes = n, k
     start = int(weight.bias is not None), int(accumulate)
-    scales, _ = scales_of(weight)
+    scales = scales_of(weight)
     if tokens == 1:
         items = blocks_of(n)
         matrix = (weight.data, scales) if isinstance(format, Scheme) else (weight.data,)
@@ -67,7 +67,7 @@ def gemm_bf16(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) ->
     columns = _slice_columns(weight.format, DType.bfloat16)
     launch(
         _gemm_bf16(weight.format),
-        *(weight.data, scales_of(weight)[0], rounded, bias_of(weight), out),
+        *(weight.data, scales_of(weight), rounded, bias_of(weight), out),
         _panels(weight.format, columns, DType.bfloat16),
         *(tokens, weight.out_features, k, out.strides[0], int(weight.bias is not None), int(accumulate)),
         items=items,
@@ -138,7 +138,7 @@ def gemm_amx(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> 
         scratch = Tensor.empty((num_threads(), scratch_bytes), DType.uint8)
         launch(
             kernel,
-            *(weight.data, *scales_of(weight), tiles, bias_of(weight), to, scratch, _amx_config()),
+            *(weight.data, scales_of(weight), tiles, bias_of(weight), to, scratch, _amx_config()),
             *(tokens, weight.out_features, k, to.strides[0], scratch_bytes),
             *(int(weight.bias is not None), int(accumulate)),
             items=pairs,

@@ -138,8 +138,8 @@ def gemm_float(
             if FORMAT == CODES:
                 p0 = offset(scratch, thread * 2 * SLICE * 16)
                 p1 = offset(p0, SLICE * 16)
-                expand_weights(w, scales, scales, p0, b0, k, k0, k1)
-                expand_weights(w, scales, scales, p1, b1, k, k0, k1)
+                expand_weights(w, scales, p0, b0, k, k0, k1)
+                expand_weights(w, scales, p1, b1, k, k0, k1)
             for row in range(0, m, ROWS):
                 xr, yr, out = registers(ROWS), registers(ROWS), registers(ROWS, 2)
                 for r in unroll(ROWS):
@@ -190,8 +190,8 @@ def gemm_bf16(
             if FORMAT == CODES:
                 w0 = offset(scratch, thread * 2 * SLICE * 16)
                 w1 = offset(w0, SLICE * 16)
-                expand_weights(w, scales, scales, w0, b0, k, k0, k1)
-                expand_weights(w, scales, scales, w1, b1, k, k0, k1)
+                expand_weights(w, scales, w0, b0, k, k0, k1)
+                expand_weights(w, scales, w1, b1, k, k0, k1)
             for row in range(0, m, ROWS):
                 xr, yr, out = registers(ROWS), registers(ROWS), registers(ROWS, 2)
                 for r in unroll(ROWS):

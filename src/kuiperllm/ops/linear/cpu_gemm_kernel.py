@@ -33,7 +33,6 @@ from kuiperllm.backends.cpu.simd import (
     to_f32,
     to_i32,
     u8p,
-    u16p,
     unrelated,
     zeros,
 )
@@ -46,7 +45,9 @@ from kuiperllm.ops.linear.cpu_codes_kernel import (
     MIDDLE,
     MINIMUM,
     SCALE,
+    STREAM,
     ZEROS,
+    chunk_at,
     load_scaled,
     load_super,
     pair_of_minimums,
@@ -64,15 +65,16 @@ GATED = False  # the rows of W are a gate's and as many others: y is silu(gate) 
 
 
 @inline
-def expand_codes(w, panel, columns):
+def expand_codes(w, panel, first, columns):
     """Chunks of a block to quads of bytes, [columns/4][16][4]."""
     for column in range(0, columns, 32):
+        chunk = chunk_at(first + column)
         for q in range(8):
-            store_i32(as_i32p(panel), column * 4 + q * 16, quad(w, column * BITS * 2, q))
+            store_i32(as_i32p(panel), column * 4 + q * 16, quad(w, chunk, q))
 
 
 @inline
-def expand_records(scales, supers, panel, block, k, first, columns):
+def expand_records(w, scales, panel, block, k, first, columns):
     """What belongs to a block's groups, a record for each XGROUP columns.
 
     A record is float32 scales [groups][16], followed by `BESIDE` vectors: zero points in int32 or minimums in
@@ -83,17 +85,17 @@ def expand_records(scales, supers, panel, block, k, first, columns):
         group, to = (first + part * XGROUP) // GROUP, part * (count + BESIDE) * 16
         beside = to + count * 16
         for g in range(count):
-            store(panel, to + g * 16, load_scaled(scales, supers, block, group + g, k, 0))
+            store(panel, to + g * 16, load_scaled(w, scales, block, group + g, k, 0))
             if CODING == ZEROS:
-                zero = to_i32(load_scaled(scales, supers, block, group + g, k, 16))
+                zero = to_i32(load_scaled(w, scales, block, group + g, k, 16))
                 store_i32(as_i32p(panel), beside + g * 16, zero)
             if CODING == MINIMUM and SCALE != BYTE:
-                store(panel, beside + g * 16, load_scaled(scales, supers, block, group + g, k, 16))
+                store(panel, beside + g * 16, load_scaled(w, scales, block, group + g, k, 16))
         if CODING == MINIMUM and SCALE == BYTE:
+            piece = offset(w, block * (k // 32) * STREAM + chunk_at(first + part * XGROUP))
             for pair in range(count // 2):
-                pairs = pair_of_minimums(scales, (block * (k // GROUP) + group + 2 * pair) * 32)
-                store_i32(as_i32p(panel), beside + pair * 16, pairs)
-            store(panel, beside + count * 8, load_super(supers, block, group, k, 16))
+                store_i32(as_i32p(panel), beside + pair * 16, pair_of_minimums(piece, pair))
+            store(panel, beside + count * 8, load_super(piece, 16))
 
 
 @inline
@@ -113,7 +115,7 @@ def finish(sums, bias, y, row, rows, pair, n, stride, has_bias, accumulate):
 
 
 def gemm_codes(
-    w: u8p, scales: u8p, supers: u16p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p, scratch: u8p,
+    w: u8p, scales: u8p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p, scratch: u8p,
     m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, scratch_bytes: int,
     begin, end, thread,
 ):  # fmt: skip
@@ -129,12 +131,14 @@ def gemm_codes(
             columns = min(SLICE, k - first)
             for b in unroll(2):
                 block[b] = pair + b * (n // 32) if GATED else min(2 * pair + b, last)
-                code[b] = offset(w, (block[b] * k + first) * BITS * 2)
-                if BITS < 8:
-                    expand_codes(code[b], offset(panel, b * SLICE * 16), columns)
+                code[b] = offset(w, block[b] * (k // 32) * STREAM)
+                if BITS == 8 and SCALE != BYTE:
+                    code[b] = offset(code[b], chunk_at(first))
+                else:
+                    expand_codes(code[b], offset(panel, b * SLICE * 16), first, columns)
                     code[b] = offset(panel, b * SLICE * 16)
                 records[b] = offset(of_groups, b * (SLICE // XGROUP) * record)
-                expand_records(scales, supers, records[b], block[b], k, first, columns)
+                expand_records(w, scales, records[b], block[b], k, first, columns)
             for row in range(0, m, ROWS):
                 sums = offset(all_sums, row * 32)
                 new_sums = unrelated(sums)  # else they are kept in registers, which are too few, and spilled

@@ -1,7 +1,8 @@
 """CPU kernel that multiplies a few rows of x (decode) by a quantized matrix, which it reads once.
 
 Codes are taken apart in registers on their way to the int8 dot product, while memory delivers the next ones.
-A thread reads one block after the other: with several at a time, memory delivers less.
+A thread reads one block after the other: with several at a time, memory delivers less. It asks for lines
+ahead one by one, between the dot products: several together are slower.
 See `cpu_codes_kernel.py` for the layout of weights and `cpu_round_kernel.py` for that of x. Work items are
 blocks of 16 outputs.
 """
@@ -19,7 +20,6 @@ from kuiperllm.backends.cpu.simd import (
     fma,
     i8p,
     i32p,
-    load_f16,
     mul,
     mul_i32,
     offset,
@@ -28,21 +28,23 @@ from kuiperllm.backends.cpu.simd import (
     to_f32,
     to_i32,
     u8p,
-    u16p,
     zeros,
 )
 from kuiperllm.backends.cpu.unroll import registers, unroll
 from kuiperllm.ops.linear.cpu_codes_kernel import (
-    BITS,
     BYTE,
     CODING,
     GROUP,
     MIDDLE,
     MINIMUM,
     SCALE,
+    STREAM,
     SUPER,
     ZEROS,
+    chunk_at,
     load_number,
+    load_super,
+    multiplier_of,
     pair_of_minimums,
     quad,
 )
@@ -57,18 +59,19 @@ AHEAD = 4096  # bytes that codes are fetched ahead
 
 
 def gemv_codes(
-    w: u8p, scales: u8p, supers: u16p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p,
+    w: u8p, scales: u8p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p,
     m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, begin, end, thread,
 ):  # fmt: skip
     """y = x W^T: m rows of x, no more than ROWS."""
     groups, record = k // GROUP, 16 if CODING == MIDDLE else 32
     step = GROUP if GROUP > 32 else 32
     for block in range(begin, end):
-        wb, records = offset(w, block * k * BITS * 2), block * groups * record
+        wb, records = offset(w, block * (k // 32) * STREAM), block * groups * record
         out, part, dot = registers(ROWS), registers(ROWS), registers(ROWS, CHAINS)
         for r in unroll(ROWS):
             out[r] = zeros()
         for first in range(0, k, XGROUP):
+            piece = offset(wb, chunk_at(first))
             for r in unroll(ROWS):
                 part[r] = zeros()
             for j in range(first, first + XGROUP, step):
@@ -87,32 +90,33 @@ def gemv_codes(
                             total = to_f32(splat_i32(xz[g * ROWS + r]))
                             part[r] = fma(total, load_number(scales, at + 16), part[r])
                     for column in range(j, j + step, 32):
-                        chunk = column * BITS * 2
+                        chunk = chunk_at(column)
                         for q in range(h * 4, h * 4 + (4 if GROUP == 16 else 8), CHAINS):
                             for c in unroll(CHAINS):
-                                if q + c < BITS:
-                                    prefetch(wb, chunk + AHEAD + (q + c) * 64)
+                                if (q + c) * 64 < STREAM:
+                                    prefetch(wb, column // 32 * STREAM + AHEAD + (q + c) * 64)
                                 v = quad(wb, chunk, q + c)
                                 for r in unroll(ROWS):
                                     x = broadcast_4bytes(xq, (column + (q + c) * 4) * ROWS + r * 4)
                                     dot[r, c] = dot4(dot[r, c], v, x)
-                    scale = load_number(scales, at)
+                    if SCALE == BYTE:
+                        scale = multiplier_of(piece, g - first // GROUP)
+                    else:
+                        scale = load_number(scales, at)
                     for r in unroll(ROWS):
                         for c in unroll(CHAINS - 1):
                             dot[r, 0] = add_i32(dot[r, 0], dot[r, c + 1])
                         part[r] = fma(to_f32(dot[r, 0]), scale, part[r])
-            at = (block * (k // SUPER) + first // SUPER) * record
             for r in unroll(ROWS):
                 x_scale = broadcast(xs, first // XGROUP * ROWS + r)
                 if SCALE == BYTE:
-                    out[r] = fma(part[r], mul(load_f16(supers, at), x_scale), out[r])
+                    out[r] = fma(part[r], mul(load_super(piece, 0), x_scale), out[r])
                     if CODING == MINIMUM:
                         dot[r, 0] = splat_i32(np.int32(0))
-                        for g in range(first // GROUP, (first + SUPER) // GROUP, 2):
-                            pair = pair_of_minimums(scales, records + g * record)
-                            sums = splat_i32(xz[g // 2 * ROWS + r])
-                            dot[r, 0] = dot2_i16(dot[r, 0], pair, sums)
-                        minimum = mul(load_f16(supers, at + 16), x_scale)
+                        for p in unroll(SUPER // GROUP // 2):
+                            sums = splat_i32(xz[(first // GROUP // 2 + p) * ROWS + r])
+                            dot[r, 0] = dot2_i16(dot[r, 0], pair_of_minimums(piece, p), sums)
+                        minimum = mul(load_super(piece, 16), x_scale)
                         out[r] = fma(to_f32(dot[r, 0]), minimum, out[r])
                 else:
                     out[r] = fma(part[r], x_scale, out[r])

@@ -18,6 +18,8 @@ _MODULE = "kuiperllm.ops.linear.cpu_pack_kernel"
 _FLOAT_FORMATS = {DType.float32: 0, DType.float16: 1, DType.bfloat16: 2}
 _PIECE_BYTES = 8 << 20  # of rows, in float32, that are converted at a time
 _CHUNK = 32  # columns that codes are packed by
+_SCALES = {DType.float16: 0, DType.float32: 1, DType.int8: 2}
+_CODINGS = {"middle": 0, "zeros": 1, "minimum": 2, "e4m3": 3}
 
 
 def padded_columns(k: int) -> int:
@@ -25,18 +27,39 @@ def padded_columns(k: int) -> int:
     return (k + _CHUNK - 1) // _CHUNK * _CHUNK
 
 
+def scheme_parameters(scheme: Scheme) -> dict[str, int]:
+    """A scheme as template parameters; see `cpu_codes_kernel.py`."""
+    return {
+        "BITS": scheme.bits,
+        "GROUP": scheme.group_size,
+        "SCALE": _SCALES[scheme.scale],
+        "CODING": _CODINGS[scheme.coding],
+        "STREAM": _stream_bytes(scheme),
+    }
+
+
+def _stream_bytes(scheme: Scheme) -> int:
+    """Bytes of a block for every 32 columns: codes and, with super-blocks, what belongs to groups."""
+    codes = 16 * _CHUNK * scheme.bits // 8
+    if not scheme.has_super_blocks:
+        return codes
+    groups = SUPER_BLOCK // scheme.group_size
+    if not scheme.has_zeros:
+        records = 16 * groups + 32
+    elif scheme.bits == 2:
+        records = 64 * -(-groups // 4) + 64
+    else:
+        records = 192 * -(-groups // 8) + 64
+    return codes + records * _CHUNK // SUPER_BLOCK
+
+
 def packed_sizes(format: WeightFormat, n: int, k: int) -> PackedSizes:
     """Memory of an [N, K] matrix: N rounded up to a multiple of 16."""
     rows = (n + 15) // 16 * 16
     if isinstance(format, Scheme):
         k, each = padded_columns(k), 2 if format.has_zeros else 1
-        super_blocks = k // SUPER_BLOCK if format.has_super_blocks else 0
-        return PackedSizes(
-            rows * (k * format.bits // 8),
-            rows * (k // format.group_size) * each,
-            rows * super_blocks * each,
-            rows,
-        )
+        scales = 0 if format.has_super_blocks else rows * (k // format.group_size) * each
+        return PackedSizes(_stream_start(format, rows, k), scales, 0, rows)
     row_bytes = (k + 1) // 2 * 4 if format is DType.bfloat16 else k * format.itemsize
     return PackedSizes(rows * row_bytes, 0, 0, rows)
 
@@ -59,6 +82,11 @@ def write_rows(weight: LinearWeight, first: int, rows: Rows) -> None:
 
 def _blocks(rows: int) -> int:
     return (rows + 15) // 16
+
+
+def _stream_start(scheme: Scheme, first: int, k: int) -> int:
+    """Where row `first`, a multiple of 16, has its block, in bytes."""
+    return first // 16 * (padded_columns(k) // _CHUNK) * _stream_bytes(scheme)
 
 
 # --- floating point ---------------------------------------------------------------------------------------
@@ -85,7 +113,8 @@ _PACK_HALVES = Kernel(_MODULE, "pack_halves")
 
 
 def _write_codes(weight: LinearWeight, first: int, codes: Codes) -> None:
-    assert weight.scheme is not None
+    scheme = weight.scheme
+    assert scheme is not None
     n, k = codes.data.shape[0], codes.columns
     layout = _in_eights(codes.layout)
     if layout is None:
@@ -94,8 +123,8 @@ def _write_codes(weight: LinearWeight, first: int, codes: Codes) -> None:
         assert layout is not None
     data = codes.data if codes.data.strides[1] == 1 else np.ascontiguousarray(codes.data)
     launch(
-        _pack_codes(weight.scheme.bits, layout),
-        *(Tensor.from_numpy(data), weight.data[first * padded_columns(k) * weight.scheme.bits // 8 :]),
+        _pack_codes(scheme, layout),
+        *(Tensor.from_numpy(data), weight.data[_stream_start(scheme, first, k) :]),
         *(n, k, data.strides[0]),
         items=_blocks(n),
     )
@@ -113,7 +142,7 @@ def _in_eights(layout: CodeLayout) -> CodeLayout | None:
 
 
 @cache
-def _pack_codes(bits: int, layout: CodeLayout) -> Kernel:
+def _pack_codes(scheme: Scheme, layout: CodeLayout) -> Kernel:
     planes = layout.planes + (Plane(0, 0),) * (3 - len(layout.planes))
     parameters = {
         f"{name}_{index}": value
@@ -124,7 +153,7 @@ def _pack_codes(bits: int, layout: CodeLayout) -> Kernel:
     return Kernel(
         _MODULE,
         "pack_codes",
-        BITS=bits,
+        **scheme_parameters(scheme),
         BLOCK=layout.block_size,
         BLOCK_BYTES=layout.block_bytes,
         PLANES=len(layout.planes),
@@ -137,13 +166,29 @@ def _pack_codes(bits: int, layout: CodeLayout) -> Kernel:
 
 
 def _write_groups(weight: LinearWeight, first: int, rows: QuantTensor) -> None:
-    groups = padded_columns(weight.in_features) // weight.group_size
-    scale = rows.scheme.scale.numpy
-    _write_records(weight.scales, first, groups, rows.scales, rows.zeros, scale)
     if rows.scheme.has_super_blocks:
-        count = weight.in_features // SUPER_BLOCK
-        half = np.dtype(np.float16)
-        _write_records(weight.super_scales, first, count, rows.super_scales, rows.super_zeros, half)
+        _write_super_blocks(weight, first, rows)
+        return
+    groups = padded_columns(weight.in_features) // weight.group_size
+    _write_records(weight.scales, first, groups, rows.scales, rows.zeros, rows.scheme.scale.numpy)
+
+
+def _write_super_blocks(weight: LinearWeight, first: int, rows: QuantTensor) -> None:
+    """What belongs to groups, behind the codes of each super-block."""
+    n, k = rows.shape
+    parts = rows.scales, rows.zeros, rows.super_scales, rows.super_zeros
+    stored = [np.ascontiguousarray(rows.scales if part is None else part).view(np.uint8) for part in parts]
+    launch(
+        _pack_super_blocks(rows.scheme),
+        *(Tensor.from_numpy(part) for part in stored),
+        *(weight.data[_stream_start(rows.scheme, first, k) :], n, k),
+        items=_blocks(n),
+    )
+
+
+@cache
+def _pack_super_blocks(scheme: Scheme) -> Kernel:
+    return Kernel(_MODULE, "pack_super_blocks", **scheme_parameters(scheme))
 
 
 def _write_records(
@@ -183,9 +228,9 @@ def _round_rows(weight: LinearWeight, scheme: Scheme, first: int, rows: NDArray[
     scratch = Tensor.empty((num_threads(), padded), DType.int8)
     failed = Tensor.zeros((1,), DType.int32)
     launch(
-        _quantize_pack(scheme.bits, scheme.group_size, DType.of(rows.dtype)),
+        _quantize_pack(scheme, DType.of(rows.dtype)),
         Tensor.from_numpy(np.ascontiguousarray(rows).view(np.uint8)),
-        weight.data[first * padded * scheme.bits // 8 :],
+        weight.data[_stream_start(scheme, first, k) :],
         weight.scales[first * (padded // scheme.group_size) :],
         *(scratch, failed, n, k),
         items=_blocks(n),
@@ -194,5 +239,5 @@ def _round_rows(weight: LinearWeight, scheme: Scheme, first: int, rows: NDArray[
 
 
 @cache
-def _quantize_pack(bits: int, group: int, source: DType) -> Kernel:
-    return Kernel(_MODULE, "quantize_pack", BITS=bits, GROUP=group, FORMAT=_FLOAT_FORMATS[source])
+def _quantize_pack(scheme: Scheme, source: DType) -> Kernel:
+    return Kernel(_MODULE, "quantize_pack", **scheme_parameters(scheme), FORMAT=_FLOAT_FORMATS[source])

@@ -8,6 +8,7 @@ import numpy as np
 from kuiperllm.backends.cpu.simd import (
     add_i32,
     as_f32p,
+    as_i32p,
     as_u16p,
     div,
     float_to_half,
@@ -34,7 +35,16 @@ from kuiperllm.backends.cpu.simd import (
     zeros,
 )
 from kuiperllm.backends.cpu.unroll import inline, unroll
-from kuiperllm.ops.linear.cpu_codes_kernel import BITS, GROUP
+from kuiperllm.ops.linear.cpu_codes_kernel import (
+    BITS,
+    CODING,
+    GROUP,
+    MIDDLE,
+    MINIMUM,
+    STREAM,
+    SUPER,
+    chunk_at,
+)
 
 # Template parameters.
 WIDTH = 4  # bytes of an element
@@ -186,7 +196,64 @@ def pack_codes(source: u8p, packed: i32p, n: int, k: int, row_bytes: int, begin,
                     a, b = codes_of_eight(row, chunk * 32), codes_of_eight(row, chunk * 32 + 8)
                     if chunk * 32 + 16 < k:
                         c, d = codes_of_eight(row, chunk * 32 + 16), codes_of_eight(row, chunk * 32 + 24)
-                place(packed, (block * chunks + chunk) * 16 * BITS + r, a, b, c, d)
+                place(packed, (block * chunks * STREAM + chunk_at(chunk * 32)) // 4 + r, a, b, c, d)
+
+
+# --- super-blocks -------------------------------------------------------------------------------------------
+
+
+@inline
+def bytes_of_four(source, g, groups):
+    """Bytes g to g + 3 of a row of `groups` of them, the first one the lowest; those that it lacks are 0."""
+    word = 0
+    for j in range(min(4, groups - g)):
+        word |= np.int64(source[g + j]) << (8 * j)
+    return word
+
+
+@inline
+def place_record(to, r, scales, minimums):
+    """What the groups of a super-block are multiplied by, of row r of a block."""
+    groups = SUPER // GROUP
+    if CODING == MIDDLE:
+        for g in range(groups):
+            to[g * 16 + r] = scales[g]
+    elif BITS == 2:
+        for g in range(0, groups, 4):
+            low, high = bytes_of_four(scales, g, groups), bytes_of_four(minimums, g, groups)
+            as_i32p(to)[g * 4 + r] = np.int32(low | high << 4)
+    else:
+        for g in range(0, groups, 8):
+            words = offset(as_i32p(to), g * 6 + r)
+            rest = bytes_of_four(minimums, g + 4, groups)
+            words[0] = np.int32(bytes_of_four(scales, g, groups) | (rest & 0x03030303) << 6)
+            words[16] = np.int32(bytes_of_four(scales, g + 4, groups) | (rest & 0x0C0C0C0C) << 4)
+            words[32] = np.int32(bytes_of_four(minimums, g, groups) | (rest & 0x30303030) << 2)
+
+
+def pack_super_blocks(
+    scales: u8p, minimums: u8p, supers: u16p, super_minimums: u16p, packed: u8p, n: int, k: int,
+    begin, end, thread,
+):  # fmt: skip
+    """What belongs to the groups of n rows, to behind the codes of the pieces that have been packed.
+
+    Where the coding has no minimums, any addresses do. The rows that the last block lacks have scales of 0.
+    """
+    groups, count = k // GROUP, k // SUPER
+    halves = 16 if CODING == MIDDLE else 32
+    for block in range(begin, end):
+        for part in range(count):
+            piece = offset(packed, (block * count + part) * 8 * STREAM)
+            records, of_records = offset(piece, SUPER * BITS * 2), offset(piece, 8 * STREAM - 2 * halves)
+            for i in range(8 * STREAM - SUPER * BITS * 2):
+                records[i] = np.uint8(0)
+            for r in range(min(16, n - block * 16)):
+                row = block * 16 + r
+                first = row * groups + part * (SUPER // GROUP)
+                place_record(records, r, offset(scales, first), offset(minimums, first))
+                as_u16p(of_records)[r] = supers[row * count + part]
+                if CODING == MINIMUM:
+                    as_u16p(of_records)[16 + r] = super_minimums[row * count + part]
 
 
 # --- rounding ---------------------------------------------------------------------------------------------

@@ -97,8 +97,9 @@ def round_to_int8(
                     store_quads(quads, j * rows, q, rows * 4)
                     total = add_i32(total, q)
                 value = np.int32(middle) * sum_lanes_i32(total)
-                if PAIRS:
-                    as_u16p(sums)[g // 2 * rows * 2 + g % 2] = np.uint16(value & 0xFFFF)
+                if PAIRS:  # groups 0 and 2, 1 and 3 of every four, as `pair_of_minimums` has them
+                    pair = g // 4 * 2 + g % 2
+                    as_u16p(sums)[pair * rows * 2 + g % 4 // 2] = np.uint16(value & 0xFFFF)
                 else:
                     sums[g * rows] = value
 

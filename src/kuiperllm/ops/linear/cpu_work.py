@@ -9,11 +9,8 @@ from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.linear.cpu_pack import padded_columns
 from kuiperllm.ops.linear.weight import LinearWeight
-from kuiperllm.quant import Scheme
 
 ROUND_MODULE = "kuiperllm.ops.linear.cpu_round_kernel"
-_SCALES = {DType.float16: 0, DType.float32: 1, DType.int8: 2}
-_CODINGS = {"middle": 0, "zeros": 1, "minimum": 2, "e4m3": 3}
 
 
 def blocks_of(n: int) -> int:
@@ -41,20 +38,9 @@ def bias_of(weight: LinearWeight) -> Tensor:
     return weight.data if weight.bias is None else weight.bias
 
 
-def scales_of(weight: LinearWeight) -> tuple[Tensor, Tensor]:
-    """Scales and super-scales, or any addresses at all."""
-    scales = weight.data if weight.scales is None else weight.scales
-    return scales, scales if weight.super_scales is None else weight.super_scales
-
-
-def scheme_parameters(scheme: Scheme) -> dict[str, int]:
-    """A scheme as template parameters; see `cpu_codes_kernel.py`."""
-    return {
-        "BITS": scheme.bits,
-        "GROUP": scheme.group_size,
-        "SCALE": _SCALES[scheme.scale],
-        "CODING": _CODINGS[scheme.coding],
-    }
+def scales_of(weight: LinearWeight) -> Tensor:
+    """The scales, or any address at all."""
+    return weight.data if weight.scales is None else weight.scales
 
 
 def in_order_of(x: Tensor, weight: LinearWeight) -> Tensor:

@@ -74,9 +74,10 @@ class LinearWeight:
     """uint8: the packed values or codes; the layout belongs to the device's kernels."""
     scales: Tensor | None = None
     """Of a quantized matrix: the scales, with what else each group has, of the scheme's type; the layout
-    belongs to the device's kernels. Zero points are stored as numbers of that type."""
+    belongs to the device's kernels. Zero points are stored as numbers of that type. None if they are in
+    `data`."""
     super_scales: Tensor | None = None
-    """float16: of schemes with super-blocks, the scale of scales, and that of minimums."""
+    """float16: of schemes with super-blocks, the scale of scales, and that of minimums. None: as above."""
     columns: Tensor | None = None
     """int32 [K]: column j of the packed matrix multiplies element `columns[j]` of x; None: element j."""
     bias: Tensor | None = None
