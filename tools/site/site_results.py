@@ -42,7 +42,6 @@ KINDS = {
     "llama-cpp-q8": ("cpu-llama-cpp-quantized",),
     "llama-cpp-q4": ("cpu-llama-cpp-quantized",),
     "llama-cpp-q4_k_m": ("cpu-llama-cpp-quantized",),
-    "llama-cpp-again": ("cpu-llama-cpp-q4_k_m",),
     "llama-cpp-bf16": ("cpu-llama-cpp-bf16",),
     "cpu-batches": ("cpu-batch-decode",),
     "prefix-cache": ("cpu-prefix-cache",),
