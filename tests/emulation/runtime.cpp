@@ -149,6 +149,9 @@ void fiber_main() {
         launch.entry(launch.arguments);
         if (launch.chained && !current->waited)
             fail("thread (%u, %u, %u) ended without wait_for_previous()", threadIdx.x, threadIdx.y, threadIdx.z);
+        for (const auto& group : current->groups)
+            if (!group.empty())
+                fail("thread %u ends while a copy that it did not wait for is on its way to shared memory", current->index.x);
         current->ended = true;
         num_ended++;
         go_to(pick());

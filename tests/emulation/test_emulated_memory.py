@@ -82,6 +82,7 @@ RING = """
         if (i + 3 < 20) copy_async_or_zero(ring + (i + 3) % SLOTS * 4, a + (i + 3) * 4, i % 2 == 0);
         commit_copies();
     }
+    wait_for_copies<0>();
 """
 
 
@@ -105,6 +106,18 @@ def test_a_ring_of_asynchronous_copies(run: Any, emulator: Any) -> None:
 )
 def test_a_ring_with_a_mistake(run: Any, emulator: Any, wait: str, slots: int) -> None:
     assert not all(_ring(run, emulator, wait, slots))
+
+
+def test_a_copy_that_nobody_waits_for(run: Any, emulator: Any) -> None:
+    """It may arrive after what the thread writes there later."""
+    body, said = "copy_async(shared_memory, a); commit_copies();", []
+    for emulator.seed in (0, 1):
+        try:
+            run(body, 1, np.zeros(4, np.float32), shared=16)
+        except DeviceError as error:
+            said.append(str(error))
+    assert len(said) == 1  # with one of the two seeds, copies are done at once
+    assert "a copy that it did not wait for" in said[0]
 
 
 # --- dependent launch -------------------------------------------------------------------------------------

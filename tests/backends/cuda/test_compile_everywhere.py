@@ -32,7 +32,7 @@ MAX_ARGUMENT_BYTES = 16 << 20
 FEW_VALUES = 4
 """A parameter with more values than this is a size: one of them stands for all."""
 
-SPILL_BYTES = 16
+SPILL_BYTES = 24
 """What a thread may spill: a few bytes, once, are no loss, and chips differ in that."""
 
 FLOAT_SPILL_BYTES = 256

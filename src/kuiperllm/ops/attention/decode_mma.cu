@@ -75,7 +75,7 @@ struct Steps {
 
     // Queue the copies of a step as one group, which is empty past the end. Tokens that are not in the cache become zeros.
     DEVICE void copy(uint4* to, int token, const Place& place) const {
-        if (token <= cached) {
+        if (token < cached + (FUSED ? 1 : 0)) {
 #pragma unroll
             for (int i = 0; i < (TILE + 31) / 32; i++) {
                 const int at = i * 32 + lane, row = at / PIECES, piece = at % PIECES;
