@@ -146,6 +146,7 @@ FOR_EVER = """
 """Lets the model go on behind the end of its text."""
 
 
+@pytest.mark.usefixtures("slow_steps")  # or the text is at its end before it is stopped
 def test_stop(open_page: Callable[..., Any], site: Live) -> None:
     page = open_page(script=FOR_EVER)
     set_up(page, temperature=1)
