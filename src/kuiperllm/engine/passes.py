@@ -19,8 +19,8 @@ _GPU_TABLE_TOKENS = 512  # steps are captured for contexts of up to this many to
 _GPU_TABLE_FACTOR = 4
 
 _SIZES = (8, 1), (32, 8), (64, 16), (256, 32)
-"""Up to so many sequences, a GPU's decode steps are made for multiples of so many: kernels for 8 rows or
-fewer are compiled for each number, others take about the same time for a row more."""
+"""Up to so many sequences, a GPU's decode steps are made for multiples of so many: kernels for up to
+8 rows (4 where weights have 16 bits) take each number as it is, others about the same time for a row more."""
 _LARGEST_STEP = 64
 _MOST_MIXED = 256  # shapes of mixed passes that are kept
 

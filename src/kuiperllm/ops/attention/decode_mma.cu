@@ -74,6 +74,7 @@ struct Steps {
     static DEVICE int place_of_value(int row, int piece) { return row * PIECES + (PIECES % 8 == 0 ? piece ^ (row >> 1 & 3) << 1 : piece); }
 
     // Queue the copies of a step as one group, which is empty past the end. Tokens that are not in the cache become zeros.
+    // The newest token of a fused step still has a step; nobody would wait for one behind it.
     DEVICE void copy(uint4* to, int token, const Place& place) const {
         if (token < cached + (FUSED ? 1 : 0)) {
 #pragma unroll

@@ -30,8 +30,8 @@ def suits_gemv(rows: int, weight: LinearWeight) -> bool:
     Both read the matrix once. A GEMM has codes to expand, which takes longer than eight rows do; of 16 bits
     it is the faster one from five rows on.
     """
-    is_wide = weight.scheme is None and weight.format in (DType.bfloat16, DType.float16)
-    return rows <= (_MOST_ROWS_OF_16_BITS if is_wide else MAX_GEMV_ROWS)
+    has_16_bits = weight.scheme is None and weight.format in (DType.bfloat16, DType.float16)
+    return rows <= (_MOST_ROWS_OF_16_BITS if has_16_bits else MAX_GEMV_ROWS)
 
 
 def gemv(
