@@ -107,12 +107,43 @@ def test_products_of_super_blocks(scheme: Scheme, tokens: int) -> None:
     assert (np.abs(y - rounded.astype(np.float64) @ w.T) <= tolerance * reach).all()
 
 
-def test_super_blocks_take_no_more_memory_than_in_a_file() -> None:
+def test_blocks_take_no_more_memory_than_in_a_file() -> None:
     for known in GGML:
         scheme = known.kind
-        if scheme.has_super_blocks and scheme.bits != 3:  # Q3_K's multipliers have 6 bits there, 8 here
+        if scheme.bits != 3:  # Q3_K's multipliers have 6 bits there, 8 here
             raw = known.pack(random_tensor(np.random.default_rng(5), scheme, 32, 512))
             assert LinearWeight.empty(scheme, 32, 512).nbytes == raw.nbytes
+
+
+SHORT = [
+    (q4(32), 96),
+    (q8(32), 32),
+    (q8(64), 192),
+    (q8(128), 128),
+    (Scheme(4, 16, coding="zeros"), 96),
+    (Scheme(5, 32, coding="minimum"), 96),
+    (Scheme(8, 96, coding="e4m3"), 288),
+    (Scheme(8, 32, DType.float32), 96),
+]
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 40])
+@pytest.mark.parametrize(("scheme", "k"), SHORT, ids=lambda value: str(value))
+def test_columns_that_do_not_fill_pieces(scheme: Scheme, k: int, tokens: int) -> None:
+    """The last piece of a block has fewer groups than the others, or is the only one."""
+    tensor = random_tensor(np.random.default_rng(11), scheme, 56, k)
+    weight = LinearWeight.empty(scheme, 40, k)
+    weight.write_rows(32, tensor[48:56])
+    weight.write_rows(0, tensor[0:32])
+    w = np.concatenate([tensor[0:32].dequantize(), tensor[48:56].dequantize()])
+    np.testing.assert_array_equal(unpacked(weight), w)
+    x = np.random.default_rng(12).standard_normal((tokens, k), np.float32)
+    given = rounding(scheme, tokens, k)
+    rounded = round_to_groups(x, given) if isinstance(given, int) else x.astype(np.float64)
+    y = linear(Tensor.from_numpy(x), weight).numpy()
+    reach = np.abs(rounded) @ np.abs(w).T.astype(np.float64)
+    tolerance = 1e-2 if given is DType.bfloat16 else 1e-5
+    assert (np.abs(y - rounded @ w.T.astype(np.float64)) <= tolerance * reach).all()
 
 
 def test_rows_in_pieces_and_rows_of_a_larger_matrix() -> None:
@@ -175,6 +206,7 @@ WIDE = {
     "groups that 128 does not divide": (Scheme(4, 96), 1152, 96),
     "groups wider than a panel": (q8(1536), 3072, 1536),
     "columns that 128 does not divide": (q4(32), 2144, 32),
+    "a last panel of less than a piece": (q8(64), 1088, 64),
     "a last panel of one super-block": (Scheme(4, 32, DType.int8, "minimum"), 2304, 256),
 }
 

@@ -150,12 +150,12 @@ def i64p_at(context: Any, address: Any) -> Any:
     return KINDS[i64p](types.int64), codegen
 
 
-def _prefetch(intent: int) -> Any:
+def _prefetch(intent: int, locality: int = 3) -> Any:
     @intrinsic
     def fetch(context: Any, pointer: Any, index: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             address = address_of(builder, values[0], values[1], I8)
-            write, keep, data = (ir.Constant(I32, v) for v in (intent, 3, 1))
+            write, keep, data = (ir.Constant(I32, v) for v in (intent, locality, 1))
             call(builder, "llvm.prefetch.p0", ir.VoidType(), address, write, keep, data)
             return context.get_dummy_value()
 
@@ -164,9 +164,10 @@ def _prefetch(intent: int) -> Any:
     return fetch
 
 
-# Ask for the cache line of pointer + index, to read it or to write to it; an address outside the memory does
-# no harm.
+# Ask for the cache line of pointer + index, to read it (`to_l2`: not at once) or to write to it; an address
+# outside the memory does no harm.
 prefetch = _prefetch(0)
+prefetch_to_l2 = _prefetch(0, 2)
 prefetch_for_write = _prefetch(1)
 
 

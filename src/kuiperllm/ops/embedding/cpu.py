@@ -9,7 +9,6 @@ from kuiperllm.backends.cpu.team import launch, num_threads
 from kuiperllm.core import DType, Tensor
 from kuiperllm.ops.linear import LinearWeight
 from kuiperllm.ops.linear.cpu_pack import padded_columns, scheme_parameters
-from kuiperllm.ops.linear.cpu_work import scales_of
 from kuiperllm.quant import Scheme
 
 _MODULE = "kuiperllm.ops.embedding.cpu_kernel"
@@ -23,7 +22,7 @@ def embedding(ids: Tensor, table: LinearWeight, out: Tensor) -> None:
         k, columns = padded_columns(width), table.columns
         launch(
             _codes(table.format, columns is not None),
-            *(ids, table.data, scales_of(table), ids if columns is None else columns, out),
+            *(ids, table.data, ids if columns is None else columns, out),
             Tensor.empty((num_threads(), k * 16), DType.float32),
             *(vocab, width, k, stride),
             items=ids.shape[0],

@@ -25,7 +25,7 @@ FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 
 
 def embedding_codes(
-    ids: i32p, table: u8p, scales: u8p, columns: i32p, out: f32p, scratch: f32p,
+    ids: i32p, table: u8p, columns: i32p, out: f32p, scratch: f32p,
     vocab: int, width: int, k: int, stride: int, begin, end, thread,
 ):  # fmt: skip
     """Rows have k packed columns, of which `width` count; `scratch` has k * 16 elements for each thread."""
@@ -36,7 +36,7 @@ def embedding_codes(
             for i in range(width):
                 to[i] = np.float32(0)
             continue
-        expand_weights(table, scales, block, row // 16, k, 0, k)
+        expand_weights(table, block, row // 16, k, 0, k)
         for i in range(width):
             if ORDERED:
                 to[columns[i]] = block[i * 16 + row % 16]

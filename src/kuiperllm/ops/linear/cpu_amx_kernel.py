@@ -52,7 +52,7 @@ def tile_rows(x: f32p, tiles: u16p, m: int, k: int, stride: int, begin, end, thr
 
 
 def gemm_amx(
-    w: u8p, scales: u8p, tiles: u16p, bias: f32p, y: f32p, scratch: u8p, config: u8p,
+    w: u8p, tiles: u16p, bias: f32p, y: f32p, scratch: u8p, config: u8p,
     m: int, n: int, k: int, stride: int, scratch_bytes: int, has_bias: int, accumulate: int,
     begin, end, thread,
 ):  # fmt: skip
@@ -68,8 +68,8 @@ def gemm_amx(
             b0, b1 = 2 * pair, min(2 * pair + 1, last)
             if FORMAT == CODES:
                 p0, p1 = panel, offset(panel, SLICE * 16)
-                expand_weights(w, scales, p0, b0, k, k0, k1)
-                expand_weights(w, scales, p1, b1, k, k0, k1)
+                expand_weights(w, p0, b0, k, k0, k1)
+                expand_weights(w, p1, b1, k, k0, k1)
             else:
                 p0 = offset(as_u16p(w), (b0 * k + k0) * 16)
                 p1 = offset(as_u16p(w), (b1 * k + k0) * 16)

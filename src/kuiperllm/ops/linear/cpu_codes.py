@@ -17,7 +17,6 @@ from kuiperllm.ops.linear.cpu_work import (
     grain_of,
     pairs_of,
     row_grain,
-    scales_of,
 )
 from kuiperllm.ops.linear.weight import LinearWeight
 from kuiperllm.quant import SUPER_BLOCK, Scheme
@@ -112,7 +111,7 @@ def _operands(
     x: Tensor, weight: LinearWeight, scheme: Scheme, rows: int, norm: Norm | None
 ) -> tuple[Tensor, ...]:
     """What both kinds of kernels read: weights, and x in int8 groups, in tiles of rows."""
-    return weight.data, scales_of(weight), *_round(x, weight, scheme, rows, norm), bias_of(weight)
+    return weight.data, *_round(x, weight, scheme, rows, norm), bias_of(weight)
 
 
 def _sizes(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> tuple[int, ...]:

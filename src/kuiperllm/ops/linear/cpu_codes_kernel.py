@@ -9,12 +9,13 @@ rows, a byte for each code, row by row. With quads 0 to 7 of a chunk, vectors of
     2 bits    quads 4v to 4v + 3, at bits 0, 2, 4, 6
     1 bit     quads 0 to 7, at bits 0 to 7
 
-and 3, 5 and 6 bits are planes of 2 + 1, 4 + 1 and 4 + 2 bits. Groups have records of 16 scales, one for each
-row, or of 16 scales and 16 zero points or minimums: [N/16][K/GROUP][1|2][16].
+and 3, 5 and 6 bits are planes of 2 + 1, 4 + 1 and 4 + 2 bits.
 
-With super-blocks these are not an array of their own: each 256 columns of a block are one piece, so that a
-thread reads a single stream. Behind its codes a piece has what its groups are multiplied by, then 16 float16
-scales of that, and with minimums 16 float16 scales of those:
+So that a thread reads a single stream of memory, each PIECE columns of a block begin with RECORDS bytes of
+what belongs to their groups, and their codes follow; the last piece of a block may have fewer columns. Groups
+have records of 16 scales, one for each row, or of 16 scales and 16 zero points or minimums. A super-block is
+a piece: it begins with what its groups are multiplied by, followed by 16 float16 scales of that, and with
+minimums by 16 float16 scales of those:
 
     no minimums                int8 [groups][16]
     minimums and 2-bit codes   for every 4 groups one vector; byte j of a lane: the scale of group j in the
@@ -59,16 +60,16 @@ GROUP = 64  # columns that share a scale
 SCALE = 0  # HALF, FLOAT, or BYTE: int8, with a float16 number for each super-block
 CODING = 0  # MIDDLE, ZEROS, MINIMUM or E4M3
 
-# Template parameter that follows from them: bytes of a block for every 32 columns, without records of groups
-# that are an array of their own.
-STREAM = 512
+# Template parameters that follow from them.
+PIECE = 128  # columns
+RECORDS = 64  # bytes of a piece before its codes
+STREAM = 528  # bytes of a piece for every 32 columns
 
 # Template parameter: whether codes are expanded to pairs of bfloat16, else to float32.
 PAIRS = False
 
 HALF, FLOAT, BYTE = 0, 1, 2
 MIDDLE, ZEROS, MINIMUM, E4M3 = 0, 1, 2, 3
-SUPER = 256  # columns of a super-block
 
 
 @inline
@@ -96,55 +97,69 @@ def bits_of_plane(w, at, low, mask, to):
 
 
 @inline
+def block_at(block, k):
+    """Where a block of k columns, a multiple of 32, begins, in bytes."""
+    return block * ((k + PIECE - 1) // PIECE * RECORDS + k * BITS * 2)
+
+
+@inline
+def piece_at(column):
+    """Where the piece of a column begins in its block, in bytes."""
+    return column // PIECE * (RECORDS + PIECE * BITS * 2)
+
+
+@inline
 def chunk_at(column):
     """Where the chunk of a column, a multiple of 32, lies in its block, in bytes."""
-    if SCALE == BYTE:
-        return column // SUPER * (8 * STREAM) + column % SUPER * BITS * 2
-    return column * BITS * 2
+    return piece_at(column) + RECORDS + column % PIECE * BITS * 2
 
 
 @inline
-def load_number(numbers, index):
-    """16 scales, zero points or minimums as they are stored."""
+def record_at(group):
+    """Where the record of a group lies in its block, in elements; not with super-blocks."""
+    size = 4 if SCALE == FLOAT else 2
+    record = 32 if CODING == ZEROS or CODING == MINIMUM else 16
+    return piece_at(group * GROUP) // size + group % (PIECE // GROUP) * record
+
+
+@inline
+def load_number(block, index):
+    """16 scales, zero points or minimums as they are stored, from an element of a block on."""
     if SCALE == HALF:
-        return load_f16(as_u16p(numbers), index)
-    return load(as_f32p(numbers), index)
+        return load_f16(as_u16p(block), index)
+    return load(as_f32p(block), index)
 
 
 @inline
-def load_scaled(w, scales, block, group, k, second):
-    """Scales of a group of a block of k columns, or with `second` = 16 what is beside them, in float32."""
+def load_scaled(block, group, second):
+    """Scales of a group of a block, or with `second` = 16 what is beside them, in float32."""
     if SCALE == BYTE:
-        column = group * GROUP
-        piece = offset(w, block * (k // 32) * STREAM + column // SUPER * (8 * STREAM))
-        within = column % SUPER // GROUP
+        piece, within = offset(block, piece_at(group * GROUP)), group % (PIECE // GROUP)
         if second:
             return mul(to_f32(minimum_of(piece, within)), load_super(piece, second))
         return mul(multiplier_of(piece, within), load_super(piece, second))
-    record = 32 if CODING == ZEROS or CODING == MINIMUM else 16
-    return load_number(scales, (block * (k // GROUP) + group) * record + second)
+    return load_number(block, record_at(group) + second)
 
 
-# --- super-blocks: what is behind the codes of a piece ------------------------------------------------------
+# --- super-blocks: what is before the codes of a piece ------------------------------------------------------
 
 
 @inline
 def load_super(piece, second):
     """Scales of the scales of a piece, or with `second` = 16 of its minimums."""
     record = 16 if CODING == MIDDLE else 32
-    return load_f16(as_u16p(offset(piece, 8 * STREAM - 2 * record)), second)
+    return load_f16(as_u16p(offset(piece, RECORDS - 2 * record)), second)
 
 
 @inline
 def multiplier_of(piece, g):
     """What the scale of group g is multiplied by, in float32."""
-    records = SUPER * BITS * 2
     if CODING == MIDDLE:
-        return to_f32(load_i8(as_i8p(piece), records + g * 16))
+        return to_f32(load_i8(as_i8p(piece), g * 16))
     shift = np.int32(g % 4 * 8)
     if BITS == 2:
-        return to_f32(masked(shr(load_i32(piece, records + g // 4 * 64), shift), 0x0F))
-    return to_f32(masked(shr(load_i32(piece, records + g // 8 * 192 + g % 8 // 4 * 64), shift), 0x3F))
+        return to_f32(masked(shr(load_i32(piece, g // 4 * 64), shift), 0x0F))
+    return to_f32(masked(shr(load_i32(piece, g // 8 * 192 + g % 8 // 4 * 64), shift), 0x3F))
 
 
 @inline
@@ -153,10 +168,10 @@ def pair_of_minimums(piece, p):
 
     Pairs 0 and 1 of every four groups are groups 0 and 2, and 1 and 3: bytes two apart.
     """
-    records, shift = SUPER * BITS * 2, np.int32(p % 2 * 8)
+    shift = np.int32(p % 2 * 8)
     if BITS == 2:
-        return masked(shr(load_i32(piece, records + p // 2 * 64), shift + np.int32(4)), 0x000F000F)
-    first = records + p // 4 * 192
+        return masked(shr(load_i32(piece, p // 2 * 64), shift + np.int32(4)), 0x000F000F)
+    first = p // 4 * 192
     minimums = load_i32(piece, first + 128)
     if p % 4 >= 2:
         low = masked(shr(load_i32(piece, first), np.int32(6)), 0x03030303)
@@ -202,21 +217,21 @@ def weight_of(number, scale, zero):
 
 
 @inline
-def expand_weights(w, scales, panel, block, k, first, after):
+def expand_weights(w, panel, block, k, first, after):
     """Columns `first` to `after` of a block: float32 [columns][16], or bfloat16 [columns/2][16][2].
 
     `panel` points to such elements; `first` and `after` are multiples of 32.
     """
     weight = registers(4)
-    wb = offset(w, block * (k // 32) * STREAM)
+    wb = offset(w, block_at(block, k))
     for column in range(first, after, 32):
         for half in range(2 if GROUP == 16 else 1):
             group = column // GROUP + half
-            scale, zero = load_scaled(w, scales, block, group, k, 0), zeros()
+            scale, zero = load_scaled(wb, group, 0), zeros()
             if CODING == MIDDLE:
                 zero = splat(np.float32(1 << (BITS - 1)))
             if CODING == ZEROS or CODING == MINIMUM:
-                zero = load_scaled(w, scales, block, group, k, 16)
+                zero = load_scaled(wb, group, 16)
             for q in range(4 if GROUP == 16 else 8):
                 codes = quad(wb, chunk_at(column), half * 4 + q)
                 for c in unroll(4):

@@ -19,7 +19,6 @@ from kuiperllm.ops.linear.cpu_work import (
     in_order_of,
     pairs_of,
     row_grain,
-    scales_of,
 )
 from kuiperllm.ops.linear.weight import LinearWeight, WeightFormat
 from kuiperllm.quant import Scheme
@@ -38,11 +37,9 @@ def linear_float(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool)
     n, format = weight.out_features, weight.format
     sizes = n, k
     start = int(weight.bias is not None), int(accumulate)
-    scales = scales_of(weight)
     if tokens == 1:
         items = blocks_of(n)
-        matrix = (weight.data, scales) if isinstance(format, Scheme) else (weight.data,)
-        operands = *matrix, x, bias_of(weight), out
+        operands = weight.data, x, bias_of(weight), out
         kernel = _gemv(format)
         launch(kernel, *operands, *sizes, *start, items=items, grain=grain_of(items), in_long_runs=True)
     else:
@@ -50,7 +47,7 @@ def linear_float(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool)
         columns = _slice_columns(format, DType.float32)
         launch(
             _gemm(format),
-            *(weight.data, scales, x, bias_of(weight), out, _panels(format, columns, DType.float32)),
+            *(weight.data, x, bias_of(weight), out, _panels(format, columns, DType.float32)),
             *(tokens, *sizes, x.strides[0], out.strides[0], *start),
             items=items,
             grain=min(16, 2 * grain_of(items)),
@@ -67,7 +64,7 @@ def gemm_bf16(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) ->
     columns = _slice_columns(weight.format, DType.bfloat16)
     launch(
         _gemm_bf16(weight.format),
-        *(weight.data, scales_of(weight), rounded, bias_of(weight), out),
+        *(weight.data, rounded, bias_of(weight), out),
         _panels(weight.format, columns, DType.bfloat16),
         *(tokens, weight.out_features, k, out.strides[0], int(weight.bias is not None), int(accumulate)),
         items=items,
@@ -138,7 +135,7 @@ def gemm_amx(x: Tensor, weight: LinearWeight, out: Tensor, accumulate: bool) -> 
         scratch = Tensor.empty((num_threads(), scratch_bytes), DType.uint8)
         launch(
             kernel,
-            *(weight.data, scales_of(weight), tiles, bias_of(weight), to, scratch, _amx_config()),
+            *(weight.data, tiles, bias_of(weight), to, scratch, _amx_config()),
             *(tokens, weight.out_features, k, to.strides[0], scratch_bytes),
             *(int(weight.bias is not None), int(accumulate)),
             items=pairs,

@@ -34,9 +34,12 @@ from kuiperllm.backends.cpu.simd import (
 from kuiperllm.backends.cpu.unroll import inline, registers, unroll
 from kuiperllm.ops.linear.cpu_codes_kernel import (
     GROUP,
+    block_at,
+    chunk_at,
     expand_weights,
     load_number,
     number_of,
+    record_at,
 )
 from kuiperllm.ops.linear.cpu_output_kernel import start_value, write
 
@@ -91,24 +94,24 @@ def one_column(w, j):
 
 
 def gemv_e4m3(
-    w: u8p, scales: u8p, x: f32p, bias: f32p, y: f32p, n: int, k: int, has_bias: int, accumulate: int,
+    w: u8p, x: f32p, bias: f32p, y: f32p, n: int, k: int, has_bias: int, accumulate: int,
     begin, end, thread,
 ):  # fmt: skip
-    groups = k // GROUP
     for block in range(begin, end):
-        wb = offset(w, block * k * 16)
+        wb = offset(w, block_at(block, k))
         out = start_value(bias, y, block * 16, n, has_bias, accumulate)
-        for g in range(groups):
+        for g in range(k // GROUP):
+            first, quads = g * GROUP, offset(wb, chunk_at(g * GROUP))
             part = registers(4)
             for c in unroll(4):
                 part[c] = zeros()
-            for j in range(g * GROUP, g * GROUP + GROUP, 4):
-                prefetch(wb, j * 16 + AHEAD)
-                codes = load_i32(wb, j * 16)
+            for j in range(0, GROUP, 4):
+                prefetch(quads, j * 16 + AHEAD)
+                codes = load_i32(quads, j * 16)
                 for c in unroll(4):
-                    part[c] = fma(number_of(codes, c), broadcast(x, j + c), part[c])
+                    part[c] = fma(number_of(codes, c), broadcast(x, first + j + c), part[c])
             total = add(add(part[0], part[1]), add(part[2], part[3]))
-            out = fma(total, load_number(scales, (block * groups + g) * 16), out)
+            out = fma(total, load_number(wb, record_at(g)), out)
         write(y, block * 16, n, out)
 
 
@@ -124,7 +127,7 @@ def partial_sum(bias, y, column, n, first, has_bias, accumulate):
 
 
 def gemm_float(
-    w: u8p, scales: u8p, x: f32p, bias: f32p, y: f32p, scratch: f32p,
+    w: u8p, x: f32p, bias: f32p, y: f32p, scratch: f32p,
     m: int, n: int, k: int, x_stride: int, stride: int, has_bias: int, accumulate: int, begin, end, thread,
 ):  # fmt: skip
     """`scratch` has 2 * SLICE * 16 elements for each thread if the weights are codes."""
@@ -138,8 +141,8 @@ def gemm_float(
             if FORMAT == CODES:
                 p0 = offset(scratch, thread * 2 * SLICE * 16)
                 p1 = offset(p0, SLICE * 16)
-                expand_weights(w, scales, p0, b0, k, k0, k1)
-                expand_weights(w, scales, p1, b1, k, k0, k1)
+                expand_weights(w, p0, b0, k, k0, k1)
+                expand_weights(w, p1, b1, k, k0, k1)
             for row in range(0, m, ROWS):
                 xr, yr, out = registers(ROWS), registers(ROWS), registers(ROWS, 2)
                 for r in unroll(ROWS):
@@ -177,7 +180,7 @@ def gemm_float(
 
 
 def gemm_bf16(
-    w: u8p, scales: u8p, xb: u16p, bias: f32p, y: f32p, scratch: u16p,
+    w: u8p, xb: u16p, bias: f32p, y: f32p, scratch: u16p,
     m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, begin, end, thread,
 ):  # fmt: skip
     """By the dot product of bfloat16 pairs; xb holds rows of k, which is even. `scratch`: as `gemm_float`."""
@@ -190,8 +193,8 @@ def gemm_bf16(
             if FORMAT == CODES:
                 w0 = offset(scratch, thread * 2 * SLICE * 16)
                 w1 = offset(w0, SLICE * 16)
-                expand_weights(w, scales, w0, b0, k, k0, k1)
-                expand_weights(w, scales, w1, b1, k, k0, k1)
+                expand_weights(w, w0, b0, k, k0, k1)
+                expand_weights(w, w1, b1, k, k0, k1)
             for row in range(0, m, ROWS):
                 xr, yr, out = registers(ROWS), registers(ROWS), registers(ROWS, 2)
                 for r in unroll(ROWS):

@@ -27,6 +27,7 @@ from kuiperllm.backends.cpu.simd import (
     mul_i32,
     offset,
     prefetch_for_write,
+    prefetch_to_l2,
     splat_i32,
     store,
     store_i32,
@@ -38,19 +39,19 @@ from kuiperllm.backends.cpu.simd import (
 )
 from kuiperllm.backends.cpu.unroll import inline, registers, unroll
 from kuiperllm.ops.linear.cpu_codes_kernel import (
-    BITS,
     BYTE,
     CODING,
     GROUP,
     MIDDLE,
     MINIMUM,
     SCALE,
-    STREAM,
     ZEROS,
+    block_at,
     chunk_at,
     load_scaled,
     load_super,
     pair_of_minimums,
+    piece_at,
     quad,
 )
 from kuiperllm.ops.linear.cpu_output_kernel import start_value, write
@@ -65,16 +66,16 @@ GATED = False  # the rows of W are a gate's and as many others: y is silu(gate) 
 
 
 @inline
-def expand_codes(w, panel, first, columns):
+def expand_codes(block, panel, first, columns):
     """Chunks of a block to quads of bytes, [columns/4][16][4]."""
     for column in range(0, columns, 32):
         chunk = chunk_at(first + column)
         for q in range(8):
-            store_i32(as_i32p(panel), column * 4 + q * 16, quad(w, chunk, q))
+            store_i32(as_i32p(panel), column * 4 + q * 16, quad(block, chunk, q))
 
 
 @inline
-def expand_records(w, scales, panel, block, k, first, columns):
+def expand_records(block, panel, first, columns):
     """What belongs to a block's groups, a record for each XGROUP columns.
 
     A record is float32 scales [groups][16], followed by `BESIDE` vectors: zero points in int32 or minimums in
@@ -85,17 +86,23 @@ def expand_records(w, scales, panel, block, k, first, columns):
         group, to = (first + part * XGROUP) // GROUP, part * (count + BESIDE) * 16
         beside = to + count * 16
         for g in range(count):
-            store(panel, to + g * 16, load_scaled(w, scales, block, group + g, k, 0))
+            store(panel, to + g * 16, load_scaled(block, group + g, 0))
             if CODING == ZEROS:
-                zero = to_i32(load_scaled(w, scales, block, group + g, k, 16))
+                zero = to_i32(load_scaled(block, group + g, 16))
                 store_i32(as_i32p(panel), beside + g * 16, zero)
             if CODING == MINIMUM and SCALE != BYTE:
-                store(panel, beside + g * 16, load_scaled(w, scales, block, group + g, k, 16))
+                store(panel, beside + g * 16, load_scaled(block, group + g, 16))
         if CODING == MINIMUM and SCALE == BYTE:
-            piece = offset(w, block * (k // 32) * STREAM + chunk_at(first + part * XGROUP))
+            piece = offset(block, piece_at(first + part * XGROUP))
             for pair in range(count // 2):
                 store_i32(as_i32p(panel), beside + pair * 16, pair_of_minimums(piece, pair))
             store(panel, beside + count * 8, load_super(piece, 16))
+
+
+@inline
+def member(pair, b, n):
+    """The first or the second block of a pair; the last pair may have the same one twice."""
+    return pair + b * (n // 32) if GATED else min(2 * pair + b, (n + 15) // 16 - 1)
 
 
 @inline
@@ -115,31 +122,37 @@ def finish(sums, bias, y, row, rows, pair, n, stride, has_bias, accumulate):
 
 
 def gemm_codes(
-    w: u8p, scales: u8p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p, scratch: u8p,
+    w: u8p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p, scratch: u8p,
     m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, scratch_bytes: int,
     begin, end, thread,
 ):  # fmt: skip
     """y = x W^T. `scratch` holds, for each thread, a panel of codes, one of records, and sums of all rows."""
-    last, count = (n + 15) // 16 - 1, XGROUP // GROUP
+    count = XGROUP // GROUP
     record = (count + BESIDE) * 16
     panel = offset(scratch, thread * scratch_bytes)
     of_groups = as_f32p(offset(panel, SLICE * 32))
     all_sums = offset(of_groups, 2 * (SLICE // XGROUP) * record)
-    block, code, records = registers(2), registers(2), registers(2)
+    code, records, ahead = registers(2), registers(2), registers(2)
     for pair in range(begin, end):
         for first in range(0, k, SLICE):
             columns = min(SLICE, k - first)
             for b in unroll(2):
-                block[b] = pair + b * (n // 32) if GATED else min(2 * pair + b, last)
-                code[b] = offset(w, block[b] * (k // 32) * STREAM)
-                if BITS == 8 and SCALE != BYTE:
-                    code[b] = offset(code[b], chunk_at(first))
-                else:
-                    expand_codes(code[b], offset(panel, b * SLICE * 16), first, columns)
-                    code[b] = offset(panel, b * SLICE * 16)
+                block = offset(w, block_at(member(pair, b, n), k))
+                code[b] = offset(panel, b * SLICE * 16)
+                expand_codes(block, code[b], first, columns)
                 records[b] = offset(of_groups, b * (SLICE // XGROUP) * record)
-                expand_records(w, scales, records[b], block[b], k, first, columns)
+                expand_records(block, records[b], first, columns)
+            # What the next panel is made of comes from memory while rows pass by, some of it with each tile.
+            then = first + columns if first + columns < k else 0
+            next_pair = pair if then else pair + 1
+            coming = piece_at(min(then + SLICE, k)) - piece_at(then) if next_pair < end else 0
+            share = (coming * ROWS // m // 64 + 1) * 64
+            for b in unroll(2):
+                ahead[b] = offset(w, block_at(member(next_pair, b, n), k) + piece_at(then))
             for row in range(0, m, ROWS):
+                for at in range(row // ROWS * share, min(coming, (row // ROWS + 1) * share), 64):
+                    for b in unroll(2):
+                        prefetch_to_l2(ahead[b], at)
                 sums = offset(all_sums, row * 32)
                 new_sums = unrelated(sums)  # else they are kept in registers, which are too few, and spilled
                 x = offset(xq, row * k + first * ROWS)

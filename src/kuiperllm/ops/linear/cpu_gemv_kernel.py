@@ -37,16 +37,19 @@ from kuiperllm.ops.linear.cpu_codes_kernel import (
     GROUP,
     MIDDLE,
     MINIMUM,
+    PIECE,
     SCALE,
     STREAM,
-    SUPER,
     ZEROS,
+    block_at,
     chunk_at,
     load_number,
     load_super,
     multiplier_of,
     pair_of_minimums,
+    piece_at,
     quad,
+    record_at,
 )
 from kuiperllm.ops.linear.cpu_output_kernel import start_value, write
 
@@ -59,36 +62,35 @@ AHEAD = 4096  # bytes that codes are fetched ahead
 
 
 def gemv_codes(
-    w: u8p, scales: u8p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p,
+    w: u8p, xq: i8p, xs: f32p, xz: i32p, bias: f32p, y: f32p,
     m: int, n: int, k: int, stride: int, has_bias: int, accumulate: int, begin, end, thread,
 ):  # fmt: skip
     """y = x W^T: m rows of x, no more than ROWS."""
-    groups, record = k // GROUP, 16 if CODING == MIDDLE else 32
     step = GROUP if GROUP > 32 else 32
     for block in range(begin, end):
-        wb, records = offset(w, block * (k // 32) * STREAM), block * groups * record
+        wb = offset(w, block_at(block, k))
         out, part, dot = registers(ROWS), registers(ROWS), registers(ROWS, CHAINS)
         for r in unroll(ROWS):
             out[r] = zeros()
         for first in range(0, k, XGROUP):
-            piece = offset(wb, chunk_at(first))
+            piece = offset(wb, piece_at(first))
             for r in unroll(ROWS):
                 part[r] = zeros()
             for j in range(first, first + XGROUP, step):
                 for h in range(2 if GROUP == 16 else 1):
                     g = j // GROUP + h
-                    at = records + g * record
+                    at = record_at(g)
                     for r in unroll(ROWS):
                         for c in unroll(CHAINS):
                             dot[r, c] = splat_i32(np.int32(0))
                         if CODING == MIDDLE:
                             dot[r, 0] = splat_i32(xz[g * ROWS + r])
                         if CODING == ZEROS:
-                            zero = to_i32(load_number(scales, at + 16))
+                            zero = to_i32(load_number(wb, at + 16))
                             dot[r, 0] = mul_i32(splat_i32(xz[g * ROWS + r]), zero)
                         if CODING == MINIMUM and SCALE != BYTE:
                             total = to_f32(splat_i32(xz[g * ROWS + r]))
-                            part[r] = fma(total, load_number(scales, at + 16), part[r])
+                            part[r] = fma(total, load_number(wb, at + 16), part[r])
                     for column in range(j, j + step, 32):
                         chunk = chunk_at(column)
                         for q in range(h * 4, h * 4 + (4 if GROUP == 16 else 8), CHAINS):
@@ -102,7 +104,7 @@ def gemv_codes(
                     if SCALE == BYTE:
                         scale = multiplier_of(piece, g - first // GROUP)
                     else:
-                        scale = load_number(scales, at)
+                        scale = load_number(wb, at)
                     for r in unroll(ROWS):
                         for c in unroll(CHAINS - 1):
                             dot[r, 0] = add_i32(dot[r, 0], dot[r, c + 1])
@@ -113,7 +115,7 @@ def gemv_codes(
                     out[r] = fma(part[r], mul(load_super(piece, 0), x_scale), out[r])
                     if CODING == MINIMUM:
                         dot[r, 0] = splat_i32(np.int32(0))
-                        for p in unroll(SUPER // GROUP // 2):
+                        for p in unroll(PIECE // GROUP // 2):
                             sums = splat_i32(xz[(first // GROUP // 2 + p) * ROWS + r])
                             dot[r, 0] = dot2_i16(dot[r, 0], pair_of_minimums(piece, p), sums)
                         minimum = mul(load_super(piece, 16), x_scale)

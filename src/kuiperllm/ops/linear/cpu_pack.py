@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ _MODULE = "kuiperllm.ops.linear.cpu_pack_kernel"
 _FLOAT_FORMATS = {DType.float32: 0, DType.float16: 1, DType.bfloat16: 2}
 _PIECE_BYTES = 8 << 20  # of rows, in float32, that are converted at a time
 _CHUNK = 32  # columns that codes are packed by
+_LINE = 64  # bytes of a cache line
 _SCALES = {DType.float16: 0, DType.float32: 1, DType.int8: 2}
 _CODINGS = {"middle": 0, "zeros": 1, "minimum": 2, "e4m3": 3}
 
@@ -29,20 +30,32 @@ def padded_columns(k: int) -> int:
 
 def scheme_parameters(scheme: Scheme) -> dict[str, int]:
     """A scheme as template parameters; see `cpu_codes_kernel.py`."""
+    pieces = _pieces(scheme)
     return {
         "BITS": scheme.bits,
         "GROUP": scheme.group_size,
         "SCALE": _SCALES[scheme.scale],
         "CODING": _CODINGS[scheme.coding],
-        "STREAM": _stream_bytes(scheme),
+        "PIECE": pieces.columns,
+        "RECORDS": pieces.records,
+        "STREAM": 2 * _CHUNK * scheme.bits + pieces.records * _CHUNK // pieces.columns,
     }
 
 
-def _stream_bytes(scheme: Scheme) -> int:
-    """Bytes of a block for every 32 columns: codes and, with super-blocks, what belongs to groups."""
-    codes = 16 * _CHUNK * scheme.bits // 8
-    if not scheme.has_super_blocks:
-        return codes
+class _Pieces(NamedTuple):
+    """What a block of 16 rows consists of."""
+
+    columns: int
+    """Of a piece."""
+    records: int
+    """Bytes before the codes of a piece: what belongs to its groups."""
+
+
+def _pieces(scheme: Scheme) -> _Pieces:
+    if not scheme.has_super_blocks:  # groups whose records fill cache lines, and whole chunks of codes
+        record = 16 * scheme.scale.itemsize * (2 if scheme.has_zeros else 1)
+        groups = max(_LINE // record, _CHUNK // scheme.group_size, 1)
+        return _Pieces(groups * scheme.group_size, groups * record)
     groups = SUPER_BLOCK // scheme.group_size
     if not scheme.has_zeros:
         records = 16 * groups + 32
@@ -50,16 +63,14 @@ def _stream_bytes(scheme: Scheme) -> int:
         records = 64 * -(-groups // 4) + 64
     else:
         records = 192 * -(-groups // 8) + 64
-    return codes + records * _CHUNK // SUPER_BLOCK
+    return _Pieces(SUPER_BLOCK, records)
 
 
 def packed_sizes(format: WeightFormat, n: int, k: int) -> PackedSizes:
     """Memory of an [N, K] matrix: N rounded up to a multiple of 16."""
     rows = (n + 15) // 16 * 16
     if isinstance(format, Scheme):
-        k, each = padded_columns(k), 2 if format.has_zeros else 1
-        scales = 0 if format.has_super_blocks else rows * (k // format.group_size) * each
-        return PackedSizes(_stream_start(format, rows, k), scales, 0, rows)
+        return PackedSizes(_block_start(format, rows, k), 0, 0, rows)
     row_bytes = (k + 1) // 2 * 4 if format is DType.bfloat16 else k * format.itemsize
     return PackedSizes(rows * row_bytes, 0, 0, rows)
 
@@ -84,9 +95,10 @@ def _blocks(rows: int) -> int:
     return (rows + 15) // 16
 
 
-def _stream_start(scheme: Scheme, first: int, k: int) -> int:
-    """Where row `first`, a multiple of 16, has its block, in bytes."""
-    return first // 16 * (padded_columns(k) // _CHUNK) * _stream_bytes(scheme)
+def _block_start(scheme: Scheme, first: int, k: int) -> int:
+    """Where row `first`, a multiple of 16, of k columns has its block, in bytes."""
+    pieces, columns = _pieces(scheme), padded_columns(k)
+    return first // 16 * (-(-columns // pieces.columns) * pieces.records + columns * scheme.bits * 2)
 
 
 # --- floating point ---------------------------------------------------------------------------------------
@@ -124,7 +136,7 @@ def _write_codes(weight: LinearWeight, first: int, codes: Codes) -> None:
     data = codes.data if codes.data.strides[1] == 1 else np.ascontiguousarray(codes.data)
     launch(
         _pack_codes(scheme, layout),
-        *(Tensor.from_numpy(data), weight.data[_stream_start(scheme, first, k) :]),
+        *(Tensor.from_numpy(data), weight.data[_block_start(scheme, first, k) :]),
         *(n, k, data.strides[0]),
         items=_blocks(n),
     )
@@ -166,63 +178,31 @@ def _pack_codes(scheme: Scheme, layout: CodeLayout) -> Kernel:
 
 
 def _write_groups(weight: LinearWeight, first: int, rows: QuantTensor) -> None:
-    if rows.scheme.has_super_blocks:
-        _write_super_blocks(weight, first, rows)
-        return
-    groups = padded_columns(weight.in_features) // weight.group_size
-    _write_records(weight.scales, first, groups, rows.scales, rows.zeros, rows.scheme.scale.numpy)
-
-
-def _write_super_blocks(weight: LinearWeight, first: int, rows: QuantTensor) -> None:
-    """What belongs to groups, behind the codes of each super-block."""
-    n, k = rows.shape
-    parts = rows.scales, rows.zeros, rows.super_scales, rows.super_zeros
-    stored = [np.ascontiguousarray(rows.scales if part is None else part).view(np.uint8) for part in parts]
+    """What belongs to groups, before the codes of each piece."""
+    (n, k), kind = rows.shape, rows.scheme.scale.numpy
+    scales = np.ascontiguousarray(rows.scales, kind)
+    parts = [scales, scales if rows.zeros is None else np.ascontiguousarray(rows.zeros, kind)]
+    if rows.super_scales is not None:
+        supers = np.ascontiguousarray(rows.super_scales)
+        parts += [supers, supers if rows.super_zeros is None else np.ascontiguousarray(rows.super_zeros)]
     launch(
-        _pack_super_blocks(rows.scheme),
-        *(Tensor.from_numpy(part) for part in stored),
-        *(weight.data[_stream_start(rows.scheme, first, k) :], n, k),
+        _pack_records(rows.scheme),
+        *(Tensor.from_numpy(part.view(np.uint8)) for part in parts),
+        *(weight.data[_block_start(rows.scheme, first, k) :], n, k),
         items=_blocks(n),
     )
 
 
 @cache
-def _pack_super_blocks(scheme: Scheme) -> Kernel:
-    return Kernel(_MODULE, "pack_super_blocks", **scheme_parameters(scheme))
-
-
-def _write_records(
-    packed: Tensor | None,
-    first: int,
-    groups: int,
-    scales: NDArray[Any] | None,
-    zeros: NDArray[Any] | None,
-    kind: np.dtype[Any],
-) -> None:
-    """Scales, and what each has beside it, of rows `first` and on; `groups` of them for each row."""
-    assert packed is not None
-    record = 16 if zeros is None else 32
-    to = packed[first * groups * (record // 16) :]
-    for place, part in enumerate((scales, zeros)):
-        if part is not None:
-            stored = np.ascontiguousarray(part, kind)
-            launch(
-                _pack_groups(kind.itemsize),
-                *(Tensor.from_numpy(stored.view(np.uint8)), to[place * 16 :], *stored.shape, groups, record),
-                items=_blocks(len(stored)),
-            )
-
-
-@cache
-def _pack_groups(width: int) -> Kernel:
-    return Kernel(_MODULE, "pack_groups", WIDTH=width)
+def _pack_records(scheme: Scheme) -> Kernel:
+    name = "pack_super_blocks" if scheme.has_super_blocks else "pack_records"
+    return Kernel(_MODULE, name, **scheme_parameters(scheme))
 
 
 # --- rounding ---------------------------------------------------------------------------------------------
 
 
 def _round_rows(weight: LinearWeight, scheme: Scheme, first: int, rows: NDArray[Any]) -> None:
-    assert weight.scales is not None
     n, k = rows.shape
     padded = padded_columns(k)
     scratch = Tensor.empty((num_threads(), padded), DType.int8)
@@ -230,8 +210,7 @@ def _round_rows(weight: LinearWeight, scheme: Scheme, first: int, rows: NDArray[
     launch(
         _quantize_pack(scheme, DType.of(rows.dtype)),
         Tensor.from_numpy(np.ascontiguousarray(rows).view(np.uint8)),
-        weight.data[_stream_start(scheme, first, k) :],
-        weight.scales[first * (padded // scheme.group_size) :],
+        weight.data[_block_start(scheme, first, k) :],
         *(scratch, failed, n, k),
         items=_blocks(n),
     )

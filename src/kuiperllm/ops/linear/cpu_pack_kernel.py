@@ -1,4 +1,5 @@
-"""CPU kernels that bring weights into blocks of 16 rows: floating point, codes of files, scales; rounding.
+"""CPU kernels that bring weights into blocks of 16 rows: floating point; codes of files and what belongs to
+their groups; rounding.
 
 Work items are blocks. The rows that the last block lacks are zeros.
 """
@@ -39,15 +40,20 @@ from kuiperllm.ops.linear.cpu_codes_kernel import (
     BITS,
     CODING,
     GROUP,
+    HALF,
     MIDDLE,
     MINIMUM,
-    STREAM,
-    SUPER,
+    PIECE,
+    RECORDS,
+    SCALE,
+    ZEROS,
+    block_at,
     chunk_at,
+    piece_at,
+    record_at,
 )
 
 # Template parameters.
-WIDTH = 4  # bytes of an element
 FORMAT = 0  # of weights to be rounded: FLOAT32, FLOAT16 or BFLOAT16
 
 # Template parameters: where a file has codes, as `quant.codes.CodeLayout` says.
@@ -63,7 +69,7 @@ FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 ONES = 0x0101010101010101
 
 
-# --- floating point, scales -------------------------------------------------------------------------------
+# --- floating point ---------------------------------------------------------------------------------------
 
 
 def pack_words(source: i32p, packed: i32p, n: int, words: int, begin, end, thread):
@@ -92,23 +98,6 @@ def pack_halves(source: u16p, packed: u16p, n: int, k: int, begin, end, thread):
             else:
                 for j in range(k):
                     out[j * 16 + r] = np.uint16(0)
-
-
-def pack_groups(source: u8p, packed: u8p, n: int, stored: int, groups: int, record: int, begin, end, thread):
-    """Rows of `stored` scales to the beginnings of records of blocks, [N][stored] -> [N/16][groups][record].
-
-    Elements have WIDTH bytes, and records `record` of them.
-    """
-    for block in range(begin, end):
-        out = offset(packed, block * groups * record * WIDTH)
-        for r in range(16):
-            row = offset(source, (block * 16 + r) * stored * WIDTH)
-            for g in range(groups):
-                for byte in unroll(WIDTH):
-                    value = np.uint8(0)
-                    if block * 16 + r < n and g < stored:
-                        value = row[g * WIDTH + byte]
-                    out[(g * record + r) * WIDTH + byte] = value
 
 
 # --- codes ------------------------------------------------------------------------------------------------
@@ -188,6 +177,7 @@ def pack_codes(source: u8p, packed: i32p, n: int, k: int, row_bytes: int, begin,
     """
     chunks = (k + 31) // 32
     for block in range(begin, end):
+        out = offset(packed, block_at(block, chunks * 32) // 4)
         for r in range(16):
             row = offset(source, (block * 16 + r) * row_bytes)
             for chunk in range(chunks):
@@ -196,10 +186,40 @@ def pack_codes(source: u8p, packed: i32p, n: int, k: int, row_bytes: int, begin,
                     a, b = codes_of_eight(row, chunk * 32), codes_of_eight(row, chunk * 32 + 8)
                     if chunk * 32 + 16 < k:
                         c, d = codes_of_eight(row, chunk * 32 + 16), codes_of_eight(row, chunk * 32 + 24)
-                place(packed, (block * chunks * STREAM + chunk_at(chunk * 32)) // 4 + r, a, b, c, d)
+                place(out, chunk_at(chunk * 32) // 4 + r, a, b, c, d)
 
 
-# --- super-blocks -------------------------------------------------------------------------------------------
+# --- what belongs to groups ---------------------------------------------------------------------------------
+
+
+@inline
+def clear_records(block, k):
+    """Zeros for what belongs to the groups of a block of k columns, a multiple of 32."""
+    for column in range(0, k, PIECE):
+        piece = offset(block, piece_at(column))
+        for i in range(RECORDS):
+            piece[i] = np.uint8(0)
+
+
+def pack_records(scales: u8p, seconds: u8p, packed: u8p, n: int, k: int, begin, end, thread):
+    """Scales [n][k/GROUP], and zero points or minimums as wide, to before the codes of the pieces.
+
+    Where the coding has no seconds, any address does. Rows and groups that are missing have scales of 0.
+    """
+    groups, columns = k // GROUP, (k + 31) // 32 * 32
+    width = 2 if SCALE == HALF else 4
+    for block in range(begin, end):
+        out = offset(packed, block_at(block, columns))
+        clear_records(out, columns)
+        for r in range(min(16, n - block * 16)):
+            row = (block * 16 + r) * groups * width
+            for g in range(groups):
+                to = (record_at(g) + r) * width
+                for byte in unroll(4):
+                    if byte < width:
+                        out[to + byte] = scales[row + g * width + byte]
+                        if CODING == ZEROS or CODING == MINIMUM:
+                            out[to + 16 * width + byte] = seconds[row + g * width + byte]
 
 
 @inline
@@ -214,7 +234,7 @@ def bytes_of_four(source, g, groups):
 @inline
 def place_record(to, r, scales, minimums):
     """What the groups of a super-block are multiplied by, of row r of a block."""
-    groups = SUPER // GROUP
+    groups = PIECE // GROUP
     if CODING == MIDDLE:
         for g in range(groups):
             to[g * 16 + r] = scales[g]
@@ -235,25 +255,22 @@ def pack_super_blocks(
     scales: u8p, minimums: u8p, supers: u16p, super_minimums: u16p, packed: u8p, n: int, k: int,
     begin, end, thread,
 ):  # fmt: skip
-    """What belongs to the groups of n rows, to behind the codes of the pieces that have been packed.
-
-    Where the coding has no minimums, any addresses do. The rows that the last block lacks have scales of 0.
-    """
-    groups, count = k // GROUP, k // SUPER
+    """The same with super-blocks: multipliers [n][k/GROUP], and of both [n][k/PIECE] what they multiply."""
+    groups, count = k // GROUP, k // PIECE
     halves = 16 if CODING == MIDDLE else 32
     for block in range(begin, end):
+        out = offset(packed, block_at(block, k))
+        clear_records(out, k)
         for part in range(count):
-            piece = offset(packed, (block * count + part) * 8 * STREAM)
-            records, of_records = offset(piece, SUPER * BITS * 2), offset(piece, 8 * STREAM - 2 * halves)
-            for i in range(8 * STREAM - SUPER * BITS * 2):
-                records[i] = np.uint8(0)
+            piece = offset(out, piece_at(part * PIECE))
+            of_records = as_u16p(offset(piece, RECORDS - 2 * halves))
             for r in range(min(16, n - block * 16)):
                 row = block * 16 + r
-                first = row * groups + part * (SUPER // GROUP)
-                place_record(records, r, offset(scales, first), offset(minimums, first))
-                as_u16p(of_records)[r] = supers[row * count + part]
+                first = row * groups + part * (PIECE // GROUP)
+                place_record(piece, r, offset(scales, first), offset(minimums, first))
+                of_records[r] = supers[row * count + part]
                 if CODING == MINIMUM:
-                    as_u16p(of_records)[16 + r] = super_minimums[row * count + part]
+                    of_records[16 + r] = super_minimums[row * count + part]
 
 
 # --- rounding ---------------------------------------------------------------------------------------------
@@ -268,9 +285,7 @@ def load_source(source, index):
     return load_bf16(as_u16p(source), index)
 
 
-def quantize_pack(
-    source: u8p, packed: i32p, scales: u16p, scratch: i8p, failed: i32p, n: int, k: int, begin, end, thread
-):
+def quantize_pack(source: u8p, packed: u8p, scratch: i8p, failed: i32p, n: int, k: int, begin, end, thread):
     """Rows of floating point to blocks of symmetric codes with float16 scales, as `quant.rounding` says.
 
     `failed` becomes 1 if a weight is NaN or infinite, 2 if one is too large for a float16 scale. `scratch`
@@ -285,11 +300,12 @@ def quantize_pack(
     least = splat(np.float32(-127 if BITS == 8 else -middle))
     most = splat(np.float32(middle - 1))
     for block in range(begin, end):
+        out = offset(packed, block_at(block, chunks * 32))
+        clear_records(out, chunks * 32)
         for r in range(16):
             row = block * 16 + r
             for g in range(groups):
                 if row >= n or g * GROUP >= k:
-                    scales[(block * groups + g) * 16 + r] = np.uint16(0)
                     for j in range(g * GROUP, g * GROUP + GROUP, 16):
                         store_i8(codes, j, splat_i32(np.int32(middle)))
                     continue
@@ -316,8 +332,8 @@ def quantize_pack(
                     ratio = div(load_source(source, first + j), divisor)
                     whole = round_to_i32(vmin(vmax(ratio, least), most))
                     store_i8(codes, g * GROUP + j, add_i32(whole, splat_i32(np.int32(middle))))
-                scales[(block * groups + g) * 16 + r] = half
+                as_u16p(out)[record_at(g) + r] = half
             for chunk in range(chunks):
                 a, b = load_8bytes(codes, chunk * 32), load_8bytes(codes, chunk * 32 + 8)
                 c, d = load_8bytes(codes, chunk * 32 + 16), load_8bytes(codes, chunk * 32 + 24)
-                place(packed, (block * chunks + chunk) * 16 * BITS + r, a, b, c, d)
+                place(as_i32p(out), chunk_at(chunk * 32) // 4 + r, a, b, c, d)

@@ -38,11 +38,6 @@ def bias_of(weight: LinearWeight) -> Tensor:
     return weight.data if weight.bias is None else weight.bias
 
 
-def scales_of(weight: LinearWeight) -> Tensor:
-    """The scales, or any address at all."""
-    return weight.data if weight.scales is None else weight.scales
-
-
 def in_order_of(x: Tensor, weight: LinearWeight) -> Tensor:
     """x with its columns as packed codes have them: in their order, padded with zeros."""
     tokens, width = x.shape
