@@ -95,15 +95,14 @@ def _multiply_many(
     panel_bytes = 2 * columns * 16 + 2 * records * 64 + (x.shape[0] + rows) * 128
     operands = _operands(x, weight, scheme, rows, norm)
     panels = Tensor.empty((num_threads(), panel_bytes), DType.uint8)
-    items = pairs_of(weight.out_features)
     launch(
         _gemm(scheme, group, gated),
         *operands,
         *(out, panels),
         *_sizes(x, weight, out, accumulate),
         panel_bytes,
-        items=items,
-        grain=min(4, grain_of(items)),
+        items=pairs_of(weight.out_features),
+        in_long_runs=True,
     )
 
 

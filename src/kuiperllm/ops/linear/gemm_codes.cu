@@ -120,8 +120,7 @@ DEVICE void make_factors(const Layout& at, Work work, int rank, const Scales& sc
                 wait_barrier(at.empty + 8 * ring.stage, ring.parity ^ 1);
 #pragma unroll(ROWS_TOGETHER)
                 for (int r = 0; r < TILE_P; r += 32) scales.convert(factors_of(at, ring.stage), work, step, r + lane);
-                __syncwarp();
-                if (lane == 0) arrive(at.full + 8 * ring.stage);
+                arrive(at.full + 8 * ring.stage);
             }
             if (++turn == HELPERS) turn = 0;
             ring.advance();
@@ -197,7 +196,7 @@ gemm(const __grid_constant__ TensorMap map_low, const __grid_constant__ TensorMa
     }
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; i++) {
-            init_barrier(at.full + 8 * i, 2);  // for the copies, and for the factors
+            init_barrier(at.full + 8 * i, 1 + 32);  // for the copies, and for the lanes that make factors
             init_barrier(at.empty + 8 * i, 4 * GROUPS * (SHARING ? CLUSTER : 1));
         }
         for (int i = 0; i < 2 * GROUPS; i++) init_barrier(at.residual + 8 * i, 1);

@@ -36,7 +36,8 @@ _RING_SHARE = 0.75  # of a multiprocessor's shared memory
 _BLOCK_SHARE = 0.875  # of the same: the kernel in front keeps room for blocks of its own
 _GOOD_STAGES = 4  # of the ring: as many as it takes to fetch ahead smoothly
 _AHEAD_SHARE = 0.6  # of what a block reads is fetched ahead at most: all at once took up to 20 % longer
-_SMALL_SHARE = 128 << 10  # of the matrix, that a block reads: its ring may be filled at once
+_PACE_BYTES = 80_000  # that are under way while a ring is filled at first
+_SMALL_SHARE = 160 << 10  # of the matrix, that a block reads: its ring may be filled at once
 _FOLLOWED_BYTES = 128 << 10  # that a block has still to multiply when the choice of a token may start
 _LANE_ELEMENTS = 128  # of x that a lane holds in registers
 _TWO_BLOCKS_ELEMENTS = 88  # up to so many, the registers of two blocks fit
@@ -143,7 +144,7 @@ def make_plan(
     shared = max(other + stages * stage, alone(chip))
     general = problem._replace(outputs=0, rows=0 if method == "tensor" else problem.rows)
     outputs_bytes = (share + (extra > 0)) * problem.halves * _row_bytes(problem)
-    paced = stages if outputs_bytes <= _SMALL_SHARE else pace(stages, stage)
+    paced = stages if outputs_bytes <= _SMALL_SHARE else pace(stages, stage, _PACE_BYTES)
     kernel = _kernel(general, method, chunks, stages, paced)
     return Plan(kernel, method, chunks, stages, grid, shared, share, extra)
 

@@ -26,7 +26,6 @@ RESERVED_BYTES = 1024
 SUMS_BYTES = 40 << 10
 """At most, for the sums of a block; with more outputs, multiprocessors get several blocks."""
 
-_PACE_BYTES = 40 << 10  # that a multiprocessor has under way when memory is as fast as it can be
 _BLOCK_SHARE = 0.875  # of a multiprocessor's shared memory: the kernel in front keeps room for small blocks
 
 Method = Literal["vector", "tensor", "digits", "codes"]
@@ -150,9 +149,13 @@ def ring_stages(chip: Chip, other: int, stage: int, wanted: int, *, beside: bool
     return min(most, wanted)
 
 
-def pace(stages: int, stage: int) -> int:
-    """Of a ring's stages, each of so many bytes: how many to have under way while it is filled at first."""
-    return max(1, min(stages, _PACE_BYTES // stage))
+def pace(stages: int, stage: int, most: int = 40 << 10) -> int:
+    """Of a ring's stages, each of so many bytes: how many to have under way while it is filled at first.
+
+    Args:
+        most: bytes that are under way in a multiprocessor when memory is as fast as it can be.
+    """
+    return max(1, min(stages, most // stage))
 
 
 def tile_sums_bytes(problem: Problem, chunks: int, slots: int, outputs: int) -> int:
