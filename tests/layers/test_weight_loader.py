@@ -134,8 +134,6 @@ def test_stored_groups_are_kept_as_they_are(sizes: tuple[int, ...], scales: Any)
     for options in ({}, {"quant": "q8", "group_size": 64}, {"dtype": DType.bfloat16}):
         weight = load(dict(stored), **options)
         assert weight.format == q8(32, DType.of(np.dtype(scales)))
-        assert weight.scales is not None
-        assert weight.scales.dtype is DType.of(np.dtype(scales))
         np.testing.assert_array_equal(
             values(weight), np.concatenate([part.dequantize() for part in stored.values()])
         )
