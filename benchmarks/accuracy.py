@@ -15,7 +15,6 @@ cannot be run is named and left out.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -25,10 +24,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from kuiperllm import LLM, KuiperError, compare
+from kuiperllm import LLM, Device, KuiperError, compare
 from kuiperllm.config import QUANTS
-from kuiperllm.engine.bench import versions
 from kuiperllm.quant.ggml import formats
+from machine import write_results
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUP_SIZES = (128, 64, 32)
@@ -71,12 +70,9 @@ def main(arguments: list[str] | None = None) -> None:
         more = [Path(path) for of, _, path in extra if of == name]
         rows += measure(name, model, Path(text), more, options)
     print(table(rows))
-    today = date.today().isoformat()
     kind = "cpu" if options.device == "cpu" else "gpu"
-    out = options.out or ROOT / "benchmarks" / "results" / f"{today}-{kind}-accuracy.json"
-    device = LLM(device=options.device).loaded.decoder.device
-    facts = {"date": today, "chip": device.backend.properties["name"], "versions": versions(device)}
-    out.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+    out = options.out or ROOT / "benchmarks" / "results" / f"{date.today()}-{kind}-accuracy.json"
+    write_results(out, Device(options.device), rows)
     if options.page is not None:
         page = options.page.read_text(encoding="utf-8")
         options.page.write_text(MARKED.sub(rf"\1{table(rows)}\n\2", page), encoding="utf-8")

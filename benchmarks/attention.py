@@ -14,7 +14,6 @@ stands between: numbers of parts, how the kernel on tensor cores works, when ker
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from attention_sweep import sweep
 from kuiperllm.backends.cuda.launch import chip
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.attention import attention, cuda, cuda_decode
+from machine import write_results
 
 PREFILLS_PER_GRAPH = 4
 PREFILL_TOKENS = (512, 2048, 8192)
@@ -146,11 +146,11 @@ def main() -> None:
     if options.parts:
         vars(cuda)["parts_for"] = lambda *_: options.parts
     bandwidth = device.backend.read_bandwidth()
-    facts = {"device": chip(device).name, "read_bytes_per_s": bandwidth, "portable": options.portable}
+    facts = {"read_bytes_per_s": bandwidth, "portable": options.portable}
     if options.sweep:
         found = [asdict(measured) for measured in sweep(device, bandwidth)]
         if options.json:
-            options.json.write_text(json.dumps(facts | {"results": found}, indent=1) + "\n")
+            write_results(options.json, device, found, **facts)
         return
     results = [prefill(shape, tokens, device) for shape in SHAPES for tokens in PREFILL_TOKENS]
     results += [decode(shape, tokens, device, bandwidth) for shape in SHAPES for tokens in CONTEXTS]
@@ -159,8 +159,7 @@ def main() -> None:
             results += [fused(shape, tokens, *way, device, bandwidth) for way in WAYS[tokens > 1024]]
     show(results, f"{chip(device).name}, reads {bandwidth / 1e9:.0f} GB/s")
     if options.json:
-        document = facts | {"results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        write_results(options.json, device, [asdict(result) for result in results], **facts)
 
 
 if __name__ == "__main__":

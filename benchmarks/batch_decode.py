@@ -10,9 +10,7 @@ Weights are random.
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from kuiperllm import LLM, Device, SamplingParams
-from kuiperllm.engine.bench import versions
+from machine import write_results
 from random_model import random_llm
 
 
@@ -83,11 +81,9 @@ def main() -> None:
         rows.append({"model": config.stem, "batches": by_batch})
         del llm
     if options.json:
-        device = Device(options.device)
-        facts = {"date": date.today().isoformat(), "device": options.device, "quant": options.quant or "none"}
-        facts |= {"prompt": options.prompt, "output": options.output, "temperature": options.temperature}
-        facts |= {"chip": device.backend.properties["name"], "versions": versions(device), "results": rows}
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        facts = {"device": options.device, "quant": options.quant or "none", "prompt": options.prompt}
+        facts |= {"output": options.output, "temperature": options.temperature}
+        write_results(options.json, Device(options.device), rows, **facts)
 
 
 if __name__ == "__main__":

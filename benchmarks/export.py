@@ -18,7 +18,8 @@ from datetime import date
 from pathlib import Path
 from time import perf_counter
 
-from machine import OtherLoad, processor
+from kuiperllm.core import Device
+from machine import OtherLoad, write_results
 
 HERE = Path(__file__).resolve().parent
 GOAL_BYTES = 4 << 30
@@ -91,16 +92,13 @@ def main() -> None:
             f"peak {result['peak_bytes'] / 1e6:.0f} MB ({within} 4 GiB)"
         )
     facts = {
-        "date": date.today().isoformat(),
         "config": arguments.config.stem,
-        "processor": processor(),
         "threads": arguments.threads,
         "disk_bytes_per_s": disk_bytes_per_s(arguments.scratch),
-        "results": results,
     }
-    name = f"{facts['date']}-cpu-export-{arguments.config.stem}.json"
+    name = f"{date.today()}-cpu-export-{arguments.config.stem}.json"
     path = arguments.out or HERE / "results" / name
-    path.write_text(json.dumps(facts, indent=2) + "\n")
+    write_results(path, Device("cpu"), results, **facts)
     print(f"written to {path}")
 
 

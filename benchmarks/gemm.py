@@ -29,6 +29,7 @@ from kuiperllm.backends.cuda.launch import chip, compile_all
 from kuiperllm.core import Device, DType, Tensor
 from kuiperllm.ops.linear import LinearWeight, gemm_hopper
 from kuiperllm.ops.linear.gemm_tiling import ACCUMULATE, PLAIN, ROWS, SWIGLU, Tiling, all_tilings, candidates
+from machine import write_results
 
 TABLE = Path(gemm_hopper.__file__).with_name("gemm_table.json")
 EPILOGUES = {PLAIN: "plain", ACCUMULATE: "accumulate", SWIGLU: "swiglu"}
@@ -366,8 +367,7 @@ def main() -> None:
         if options.table:
             write_table(TABLE if options.table == "default" else Path(options.table), results, device)
         if options.json:
-            document = {"chip": chip(device).name, "results": [asdict(result) for result in results]}
-            options.json.write_text(json.dumps(document, indent=1) + "\n")
+            write_results(options.json, device, [asdict(result) for result in results])
     print(f"{time.perf_counter() - started:.0f} s in all", flush=True)
     raise SystemExit(1 if failed else 0)
 

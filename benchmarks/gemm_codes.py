@@ -36,6 +36,7 @@ from kuiperllm.ops.linear.expand import gemm_expanded
 from kuiperllm.ops.linear.gemm import gemm, gemm_16_bits
 from kuiperllm.ops.linear.gemm_tiling import PLAIN, ROWS, Tiling
 from kuiperllm.quant import Scheme, q4, q8
+from machine import write_results
 
 TABLE = Path(codes_tiling.__file__).with_name("codes_table.json")
 FORMATS = {
@@ -389,8 +390,7 @@ def main() -> None:
     elif options.table:
         write_table(TABLE if options.table == "default" else Path(options.table), results, device)
     if options.json:
-        document = {"chip": chip(device).name, "results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        write_results(options.json, device, [asdict(result) for result in results])
     wrong = sum(result.error >= LARGEST_ERROR for result in results)
     print(f"{time.perf_counter() - started:.0f} s in all, {wrong} wrong", flush=True)
     raise SystemExit(1 if wrong else 0)

@@ -17,7 +17,6 @@ helps.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from kuiperllm.ops.linear.gemv import run
 from kuiperllm.ops.linear.gemv_plan import candidates, make_plan, plan
 from kuiperllm.ops.linear.gemv_problem import Method, Plan, Problem
 from kuiperllm.quant import Scheme, q4, q8
+from machine import write_results
 
 SAMPLES = 7
 MS_PER_SAMPLE = 4.0
@@ -381,8 +381,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results to this file as well")
     options = parser.parse_args()
     bench = Bench(Device(options.device))
-    facts = {"device": chip(bench.device).name, "read_bytes_per_s": bench.bandwidth}
-    print(f"{facts['device']}, reads {bench.bandwidth / 1e9:.0f} GB/s", flush=True)
+    print(f"{chip(bench.device).name}, reads {bench.bandwidth / 1e9:.0f} GB/s", flush=True)
     results: list[Result] = []
     for name in options.models:
         for format in options.formats or (["q4"] if options.sweep else ["bfloat16", "q8", "q4"]):
@@ -402,8 +401,8 @@ def main() -> None:
                 show(found, f"{name}, {format}, {rows} rows")
                 results += found
     if options.json:
-        document = facts | {"results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        found = [asdict(result) for result in results]
+        write_results(options.json, bench.device, found, read_bytes_per_s=bench.bandwidth)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,8 @@ A model is a config.json, which gets random weights, or anything that `kuiper` r
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
-from datetime import date
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -24,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from kuiperllm import LLM, SamplingParams
-from kuiperllm.engine.bench import versions
+from machine import write_results
 from random_model import write_model
 
 PROMPTS = (128, 1024, 8192)
@@ -96,10 +94,8 @@ def main() -> None:
     if options.json:
         from kuiperllm import Device
 
-        device = Device(options.device)
-        facts = {"date": date.today().isoformat(), "device": options.device, "decoded_tokens": DECODED}
-        facts |= {"chip": device.backend.properties["name"], "versions": versions(device), "results": rows}
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        facts = {"device": options.device, "decoded_tokens": DECODED}
+        write_results(options.json, Device(options.device), rows, **facts)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from kuiperllm.config import EngineConfig, ModelConfig
-from kuiperllm.engine.bench import BenchModel, versions
+from kuiperllm.engine.bench import BenchModel
+from machine import write_results
 
 CONTEXTS = (128, 1024, 8192, 32_000)
 DECODED = 64
@@ -61,10 +61,7 @@ def main() -> None:
     if options.json:
         from kuiperllm import Device
 
-        device = Device(options.device)
-        facts = {"chip": device.backend.properties["name"], "date": date.today().isoformat()}
-        document = facts | {"versions": versions(device), "results": results}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        write_results(options.json, Device(options.device), results)
 
 
 if __name__ == "__main__":

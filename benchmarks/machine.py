@@ -1,13 +1,26 @@
-"""What a benchmark ran on, and who else used the processor meanwhile."""
+"""What a benchmark ran on, who else used the processor meanwhile, and files of results that say so."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from time import perf_counter
+from typing import Any
+
+from kuiperllm.core import Device
+from kuiperllm.engine.bench import versions
+
+
+def write_results(path: Path, device: Device, results: Sequence[dict[str, Any]], /, **facts: Any) -> None:
+    """A file of results with what they hang on: day, chip and versions, and the settings in `facts`."""
+    chip = str(device.backend.properties["name"])
+    document = {"date": date.today().isoformat(), "chip": chip, "versions": versions(device)}
+    path.write_text(json.dumps(document | facts | {"results": list(results)}, indent=1) + "\n")
 
 
 def processor() -> str:

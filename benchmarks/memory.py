@@ -16,13 +16,16 @@ import sys
 from datetime import date
 from pathlib import Path
 
+from kuiperllm.core import Device
+from machine import write_results
+
 HERE = Path(__file__).resolve().parent
 GOAL = 1.2
 
 CHILD = """
 import json, sys
 from kuiperllm.config import EngineConfig
-from kuiperllm.engine.bench import BenchModel, peak_memory_bytes, versions
+from kuiperllm.engine.bench import BenchModel, peak_memory_bytes
 from kuiperllm.engine.loading import open_model
 
 started = peak_memory_bytes()
@@ -36,7 +39,6 @@ print(json.dumps({
     "weights": sys.argv[2], "format": str(bench.decoder.lm_head.weight.format), "load_s": bench.load_s,
     "weight_bytes": bench.decoder.weight_bytes, "kv_cache_bytes": bench.cache.nbytes,
     "before_bytes": started, "peak_loading_bytes": loaded, "peak_bytes": peak_memory_bytes(),
-    "chip": bench.decoder.device.backend.properties["name"], "versions": versions(bench.decoder.device),
 }))
 """
 
@@ -95,9 +97,8 @@ def main() -> None:
             f"peak {mib['peak_bytes']:6.0f} MiB  "
             f"= {row['peak_over_needed']:.2f} x (goal {GOAL})  loaded in {row['load_s']:.1f} s"
         )
-    today = date.today().isoformat()
-    out = arguments.out or HERE / "results" / f"{today}-cpu-memory-{arguments.config.stem}.json"
-    out.write_text(json.dumps({"date": today, "goal": GOAL, "rows": rows}, indent=1) + "\n")
+    out = arguments.out or HERE / "results" / f"{date.today()}-cpu-memory-{arguments.config.stem}.json"
+    write_results(out, Device("cpu"), rows, goal=GOAL)
 
 
 if __name__ == "__main__":

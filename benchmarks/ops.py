@@ -11,10 +11,8 @@ same call from Python, allocation and checks included. What fits into a cache ca
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from dataclasses import asdict, dataclass
-from datetime import date
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -29,7 +27,7 @@ from kuiperllm.ops.attention import LayerCache
 from kuiperllm.ops.cases import Case, all_cases
 from kuiperllm.ops.dispatch import implementation
 from kuiperllm.ops.linear import LinearWeight, linear
-from machine import OtherLoad, processor
+from machine import OtherLoad, processor, write_results
 
 CALLS_PER_GRAPH = 8
 SAMPLES = 25
@@ -140,11 +138,9 @@ def main() -> None:
     ceilings = f"reads {bandwidth / 1e9:.1f} GB/s, multiplies at {rate / 1e12:.2f} TFLOPS"
     show(results, f"{device}, {dtype} activations; {ceilings}")
     if options.json:
-        facts = {"date": date.today().isoformat(), "device": str(device), "processor": processor()}
-        facts |= {"chip": str(device.backend.properties["name"]), "activations": str(dtype)}
+        facts = {"device": str(device), "processor": processor(), "activations": str(dtype)}
         facts |= {"read_bytes_per_s": bandwidth, "operations_per_s": rate}
-        document = facts | {"results": [asdict(result) for result in results]}
-        options.json.write_text(json.dumps(document, indent=1) + "\n")
+        write_results(options.json, device, [asdict(result) for result in results], **facts)
 
 
 if __name__ == "__main__":

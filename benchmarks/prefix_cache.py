@@ -6,16 +6,13 @@ python benchmarks/prefix_cache.py CONFIG.json ... [--device cuda:0] [--prompt 10
 from __future__ import annotations
 
 import argparse
-import json
-from datetime import date
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from kuiperllm import LLM, Device, SamplingParams
-from kuiperllm.engine.bench import versions
+from machine import write_results
 from random_model import random_llm
 
 ONE = SamplingParams(temperature=0.0, max_tokens=1)
@@ -60,11 +57,8 @@ def main() -> None:
         )
         rows.append({"model": config.stem, "prompt": options.prompt, "first_ms": new, "again_ms": again})
     if options.json:
-        device = Device(options.device)
-        facts: dict[str, Any] = {"date": date.today().isoformat(), "device": options.device}
-        facts |= {"quant": options.quant or "none", "chip": device.backend.properties["name"]}
-        facts |= {"versions": versions(device), "results": rows}
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        facts = {"device": options.device, "quant": options.quant or "none"}
+        write_results(options.json, Device(options.device), rows, **facts)
 
 
 if __name__ == "__main__":

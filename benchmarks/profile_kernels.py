@@ -17,7 +17,6 @@ To look at one version by hand, with any options of ncu:
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -33,8 +32,9 @@ from rich.table import Table
 import ncu
 from gemv import UNCACHED_BYTES, Bench
 from kuiperllm.backends.cuda.jit import Kernel
-from kuiperllm.backends.cuda.launch import chip, load
+from kuiperllm.backends.cuda.launch import load
 from kuiperllm.core import Device
+from machine import write_results
 from profile_versions import TINY, VERSIONS, Setting, Sizes, Version, Work
 
 LAUNCHES = 3
@@ -228,13 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show(results)
     if options.json:
         facts = {
-            "device": chip(bench.device).name,
             "read_bytes_per_s": bench.bandwidth,
             "commit": commit(),
             "ncu": ncu.version(profiler) if options.ncu else "",
             "launches": LAUNCHES,
         }
-        options.json.write_text(json.dumps(facts | {"versions": results}, indent=1) + "\n")
+        write_results(options.json, bench.device, results, **facts)
     if failure:
         raise SystemExit(f"times only: {failure}")
 

@@ -10,7 +10,6 @@ that out.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -19,10 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from kuiperllm.core import Device
-from kuiperllm.engine.bench import versions
+from machine import write_results
 from random_model import write_model
 
 _RUN = "import sys; from kuiperllm.cli import main; sys.exit(main())"
@@ -67,19 +65,12 @@ def main() -> None:
         warm = [seconds_to_first_token(folder, options.device, cache) for _ in range(options.repeats)]
         size = sum(path.stat().st_size for path in folder.iterdir())
     device = Device(options.device)
-    result: dict[str, Any] = {
-        "config": options.config.stem,
-        "device": options.device,
-        "chip": device.backend.properties["name"],
-        "checkpoint_bytes": size,
-        "empty_cache_s": empty,
-        "warm_s": warm,
-        "versions": versions(device),
-    }
-    print(f"{options.config.stem} on {result['chip']}: {size / 1e9:.2f} GB of safetensors")
+    print(f"{options.config.stem} on {device.backend.properties['name']}: {size / 1e9:.2f} GB of safetensors")
     print(f"  empty kernel cache {median(empty):.2f} s, warm {median(warm):.2f} s")
     if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        result = {"config": options.config.stem, "checkpoint_bytes": size}
+        result |= {"empty_cache_s": empty, "warm_s": warm}
+        write_results(options.json, device, [result], device=options.device)
 
 
 if __name__ == "__main__":

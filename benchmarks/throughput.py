@@ -10,15 +10,13 @@ before the clock starts. Weights are random.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 from kuiperllm import LLM, Device, SamplingParams
-from kuiperllm.engine.bench import versions
+from machine import write_results
 from random_model import random_llm
 
 Workload = tuple[list[list[int]], list[SamplingParams]]
@@ -101,10 +99,8 @@ def main() -> None:
             )
         del llm
     if options.json:
-        device = Device(options.device)
-        facts = {"date": date.today().isoformat(), "device": options.device, "quant": options.quant or "none"}
-        facts |= {"chip": device.backend.properties["name"], "versions": versions(device), "results": rows}
-        options.json.write_text(json.dumps(facts, indent=1) + "\n")
+        facts = {"device": options.device, "quant": options.quant or "none"}
+        write_results(options.json, Device(options.device), rows, **facts)
 
 
 if __name__ == "__main__":

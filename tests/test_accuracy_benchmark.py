@@ -34,7 +34,7 @@ def test_rows_are_what_compare_measures(
     where = ["--scratch", str(tmp_path), "--out", str(out), "--page", str(page)]
     accuracy.main([f"x={demo}={text}", *more, *where])
 
-    rows = json.loads(out.read_text())["rows"]
+    rows = json.loads(out.read_text())["results"]
     assert [(row["model"], row["weights"]) for row in rows] == [
         ("x", "float32"),
         ("x", "q8 32"),
@@ -78,4 +78,4 @@ def test_page_shows_the_newest_results(accuracy: ModuleType) -> None:
     page = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
     written = accuracy.MARKED.search(page)
     assert written is not None
-    assert accuracy.table(json.loads(newest.read_text())["rows"]) in written[0]
+    assert accuracy.table(json.loads(newest.read_text())["results"]) in written[0]

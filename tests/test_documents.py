@@ -215,6 +215,18 @@ def test_commands_have_the_options_that_documents_use(path: Path) -> None:
             assert used <= options, command
 
 
+# --- results of benchmarks -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "results").glob("*.json")), ids=lambda p: p.name
+)
+def test_results_say_when_and_on_what_they_were_measured(path: Path) -> None:
+    facts = json.loads(read(path))
+    assert facts["date"][:10] == path.name[:10]
+    assert facts.get("chip") or facts["processor"]
+
+
 # --- profiling --------------------------------------------------------------------------------------------
 
 
@@ -252,7 +264,7 @@ def test_profiling_tables_show_what_is_in_the_file(monkeypatch: pytest.MonkeyPat
     first = {"name": "x/a", "us": 2.0, "against": None, "predicted": None}
     second = {"name": "x/b", "us": 1.5, "against": "x/a", "predicted": 0.5}
     facts = {
-        "versions": [
+        "results": [
             common | first | {"kernels": [{"name": "add", "counters": counters}]},
             common | second | {"kernels": []},
         ]

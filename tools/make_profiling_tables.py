@@ -86,7 +86,7 @@ def _figures(name: str, facts: Facts, source: str) -> str:
     if name == "where":
         return _where(facts, source)
     example, _, kind = name.rpartition("-")
-    versions = [v for v in facts["versions"] if v["name"].partition("/")[0] == example]
+    versions = [v for v in facts["results"] if v["name"].partition("/")[0] == example]
     if not versions:
         raise SystemExit(f"{source} has no {example}: run all versions")
     if kind == "times":
@@ -97,7 +97,7 @@ def _figures(name: str, facts: Facts, source: str) -> str:
 def _where(facts: Facts, source: str) -> str:
     profiler = f"Nsight Compute {facts['ncu']}" if facts["ncu"] else "not counted"
     return (
-        f"{facts['device']}, which reads {facts['read_bytes_per_s'] / 1e9:,.0f} GB/s; {profiler}; commit "
+        f"{facts['chip']}, which reads {facts['read_bytes_per_s'] / 1e9:,.0f} GB/s; {profiler}; commit "
         f"{facts['commit']}; [`{source}`](../benchmarks/results/{source})."
     )
 

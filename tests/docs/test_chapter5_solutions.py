@@ -12,7 +12,7 @@ from site_pages import ROOT
 
 Load = Callable[[str], ModuleType]
 MEASURED = json.loads((ROOT / "benchmarks/results/2026-11-23-h200-profile-kernels.json").read_text())
-VERSIONS = {version["name"]: version for version in MEASURED["versions"]}
+VERSIONS = {version["name"]: version for version in MEASURED["results"]}
 
 
 def test_exercise1_price_of_a_row(solution: Load) -> None:

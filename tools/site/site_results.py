@@ -132,10 +132,7 @@ def measured(kind: str, command: str, chinese: bool = False) -> str:
     """One line that says how figures were measured: command, machine, day, files; links from the root."""
     found = files(kind)
     facts = load(found[0])
-    machine = next((str(facts[key]) for key in ("chip", "device", "processor") if key in facts), "")
-    machine = machine.split(",")[0] or str(facts["rows"][0]["chip"])
-    if machine.startswith("cuda:"):  # which GPU that was, the file's name says
-        machine = f"NVIDIA {found[0].name[11:].split('-')[0].upper()}"
+    machine = facts["chip"] if "chip" in facts else facts["processor"].split(",")[0]
     day = found[0].name[:10]
     links = ", ".join(f"[{file.name}](/{file.relative_to(ROOT).as_posix()})" for file in found)
     if chinese:

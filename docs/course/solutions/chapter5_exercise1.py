@@ -11,7 +11,7 @@ ROWS, WIDTH, VECTOR = 8192, 4096, 8
 
 def instructions_of_a_warp() -> tuple[float, float]:
     """What a warp issues for its part of a row: a fixed number, and one for each vector of a lane."""
-    versions = {version["name"]: version for version in json.loads(RESULT.read_text())["versions"]}
+    versions = {version["name"]: version for version in json.loads(RESULT.read_text())["results"]}
     vectors, issued = [], []
     for label in ("vectors", "8-warps", "4-warps"):
         counters = versions[f"norm-prefill/{label}"]["kernels"][0]["counters"]

@@ -197,7 +197,7 @@ def test_times_and_counters(
     kernels = ["add", "rms_norm"] * 3 + ["add_rms_norm"] * 3 + ["rms_norm", "gemv_any"] * 3
     document = run_with(program, names, kernels, tmp_path, monkeypatch)
     assert document["ncu"] == "2025.3.1.0"
-    results = document["versions"]
+    results = document["results"]
     assert [result["name"] for result in results] == names
     assert all(result["us"] > 0 and result["bytes"] > 0 for result in results)
     counted = [kernel for result in results for kernel in result["kernels"]]
@@ -218,7 +218,7 @@ def test_times_are_kept_if_counting_fails(
 ) -> None:
     with pytest.raises(SystemExit, match=r"times only: ncu counted 2 launches where 3 .* expected"):
         run_with(program, ["norm-decode/planned"], ["rms_norm"] * 2, tmp_path, monkeypatch)
-    (result,) = json.loads((tmp_path / "results.json").read_text())["versions"]
+    (result,) = json.loads((tmp_path / "results.json").read_text())["results"]
     assert result["us"] > 0
     assert result["kernels"] == [{"name": "rms_norm", "counters": {}}]
 

@@ -45,7 +45,7 @@ def newest(kind: str) -> Any:
 
 def versions() -> dict[str, Any]:
     """What `profile_kernels.py` measured, by name."""
-    return {version["name"]: version for version in newest("h200-profile-kernels")["versions"]}
+    return {version["name"]: version for version in newest("h200-profile-kernels")["results"]}
 
 
 # --- roofline ---------------------------------------------------------------------------------------------
