@@ -215,7 +215,7 @@ def test_commands_have_the_options_that_documents_use(path: Path) -> None:
             assert used <= options, command
 
 
-# --- results of benchmarks -------------------------------------------------------------------------------
+# --- results of benchmarks --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
