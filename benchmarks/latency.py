@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kuiperllm import LLM, SamplingParams
+from kuiperllm import LLM, Device, SamplingParams
 from machine import write_results
 from random_model import write_model
 
@@ -92,8 +92,6 @@ def main() -> None:
             flush=True,
         )
     if options.json:
-        from kuiperllm import Device
-
         facts = {"device": options.device, "decoded_tokens": DECODED}
         write_results(options.json, Device(options.device), rows, **facts)
 

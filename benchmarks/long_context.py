@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kuiperllm.config import EngineConfig, ModelConfig
+from kuiperllm.core import Device
 from kuiperllm.engine.bench import BenchModel
 from machine import write_results
 
@@ -59,8 +60,6 @@ def main() -> None:
     options = parser.parse_args()
     results = [row for config in options.configs for row in measure(config, options.device)]
     if options.json:
-        from kuiperllm import Device
-
         write_results(options.json, Device(options.device), results)
 
 
